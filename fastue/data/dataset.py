@@ -1,0 +1,133 @@
+"""The resident data set and its batches: x uint8 [B,C,H,W], y int64 [B], index int64 [B].
+
+Pictures stay in memory as uint8, stored [N,H,W,C] and seen as [N,C,H,W] (channels_last), so that a batch is one
+gather of contiguous rows. `index` is the row in the data set; noise and random draws are looked up by it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastue.core.errors import DataError, UsageError
+from fastue.data.keyed import keyed_generator
+
+_HASH_BLOCK = 1 << 24
+
+
+class Batch(NamedTuple):
+    x: Tensor  # uint8 [B, C, H, W], channels_last
+    y: Tensor  # int64 [B]
+    index: Tensor  # int64 [B], row in the data set
+
+
+@dataclass
+class ImageDataset:
+    """Labelled pictures of one size in memory.
+
+    images uint8 [N,C,H,W] (made channels_last), labels int64 [N] in [0, len(classes)), ids unique strings (relative
+    path or row), classes names. `source` says where it came from, `notes` what was converted, skipped or odd.
+    Raises DataError when these do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: list[str]
+    classes: list[str]
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        name = self.source or "data set"
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
+            raise DataError(
+                f"{name}: pictures must be uint8 [N, 1 or 3, H, W], "
+                f"not {str(self.images.dtype).removeprefix('torch.')} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            raise DataError(f"{name}: labels must be int64 [N]")
+        if not len(self.images) == len(self.labels) == len(self.ids):
+            raise DataError(f"{name}: {len(self.images)} pictures, {len(self.labels)} labels and {len(self.ids)} ids")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise DataError(
+                f"{name}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
+                f"but there are {len(self.classes)} classes"
+            )
+        for what, names in (("ids", self.ids), ("class names", self.classes)):
+            if len(set(names)) != len(names):
+                raise DataError(f"{name}: {what} must be unique")
+        self.images = self.images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every picture."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def to(self, device: torch.device | str) -> "ImageDataset":
+        """The same data set with pictures and labels on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, rows: Sequence[int] | Tensor | np.ndarray) -> "ImageDataset":
+        """The given rows in the given order; ids keep naming the same pictures, all classes stay."""
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
+        return replace(
+            self,
+            images=gather(self.images, index),
+            labels=self.labels.index_select(0, index),
+            ids=[self.ids[row] for row in index.tolist()],
+            notes=list(self.notes),
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over ids, labels, classes, shape and pixels; memory layout, device and source do not count."""
+        head = {
+            "ids": self.ids,
+            "labels": self.labels.tolist(),
+            "classes": self.classes,
+            "shape": list(self.images.shape),
+        }
+        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        pixels = self.images.permute(0, 2, 3, 1).cpu().numpy().reshape(-1)
+        for start in range(0, pixels.size, _HASH_BLOCK):
+            digest.update(pixels[start : start + _HASH_BLOCK])
+        return digest.hexdigest()
+
+
+def gather(images: Tensor, index: Tensor) -> Tensor:
+    """Rows of channels_last images [N,C,H,W] as a channels_last [B,C,H,W]: one contiguous copy a picture."""
+    return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def batches(dataset: ImageDataset, size: int, order: Tensor | np.ndarray | None = None) -> Iterator[Batch]:
+    """Batches of `size` rows (the last may be smaller) in the given order of rows, or in the data set's own."""
+    if size < 1:
+        raise UsageError(f"batch size must be at least 1, not {size}")
+    if order is None:
+        rows = torch.arange(len(dataset), device=dataset.device)
+    else:
+        rows = torch.as_tensor(order, dtype=torch.int64).to(dataset.device)
+    for start in range(0, len(rows), size):
+        index = rows[start : start + size]
+        yield Batch(gather(dataset.images, index), dataset.labels.index_select(0, index), index)
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of n rows, int64 [n]: the same for the same (n, seed, epoch), on every machine."""
+    return torch.from_numpy(keyed_generator(seed, "order", epoch).permutation(n))

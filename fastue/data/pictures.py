@@ -1,0 +1,97 @@
+"""One picture file to uint8 pixels, with a policy for everything that is not a plain 8-bit RGB or gray picture."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB")
+MAX_PIXELS = 64 * 1024 * 1024
+_ORIENTATION = 0x0112
+
+
+class PictureError(Exception):
+    """A file that is not a readable picture; the text is the reason, without the file's name."""
+
+
+def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pixels uint8 [H,W,C] (C = 1 for gray pictures, else 3) and what had to be converted, as short phrases.
+
+    With `size`, the shorter side is resized to it (bicubic) and the centre size x size is cut out.
+    Raises PictureError for anything unreadable, damaged or larger than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise PictureError(
+                    f"{picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels; make it smaller first"
+                )
+            return _convert(picture, size)
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"more than {MAX_PIXELS:,} pixels; make it smaller first") from error
+    except PermissionError as error:
+        raise PictureError("no permission to read it") from error
+    except FileNotFoundError as error:
+        raise PictureError("no such file (a dangling link?)") from error
+    except Image.UnidentifiedImageError as error:
+        reason = "empty file" if path.stat().st_size == 0 else "not a PNG, JPEG, WebP or BMP picture"
+        raise PictureError(reason) from error
+    except MemoryError as error:
+        raise PictureError("not enough memory to decode it") from error
+    # Pillow's decoders report damage as OSError, SyntaxError, ValueError, struct.error and others.
+    except Exception as error:
+        raise PictureError(f"damaged: {error}") from error
+
+
+def _convert(picture: Image.Image, size: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    done: list[str] = []
+    if getattr(picture, "n_frames", 1) > 1:
+        done.append("animated, first frame taken")
+        picture.seek(0)
+    wide = any("16" in str(part) for tile in picture.tile for part in _flat(tile[3]))
+    orientation = picture.getexif().get(_ORIENTATION, 1)
+    picture.load()
+    if wide or picture.mode.startswith("I"):
+        done.append("16-bit reduced to 8-bit")
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        picture = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        done.append(f"{picture.mode} converted to RGB")
+        picture = picture.convert("RGB")
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    if picture.mode in ("P", "PA"):
+        done.append("palette converted to RGB")
+    if picture.has_transparency_data:
+        done.append("transparency laid over white")
+        gray = picture.mode in ("L", "LA", "La")
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("L" if gray else "RGB")
+    if picture.mode not in ("L", "RGB"):
+        picture = picture.convert("RGB")
+    if orientation not in (0, 1):
+        done.append("turned upright by its EXIF orientation")
+        picture.getexif()[_ORIENTATION] = orientation
+        picture = ImageOps.exif_transpose(picture)
+    if size is not None and picture.size != (size, size):
+        picture = _fit(picture, size)
+    pixels = np.asarray(picture)
+    return pixels.reshape(*pixels.shape[:2], -1), tuple(done)
+
+
+def _flat(part: object) -> tuple:
+    return part if isinstance(part, tuple) else (part,)
+
+
+def _fit(picture: Image.Image, size: int) -> Image.Image:
+    width, height = picture.size
+    short = min(width, height)
+    width, height = max(size, round(width * size / short)), max(size, round(height * size / short))
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return picture.crop((left, top, left + size, top + size))

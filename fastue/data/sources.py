@@ -1,0 +1,69 @@
+"""open_dataset: whatever the user names, as a resident ImageDataset."""
+
+import csv
+import os
+from pathlib import Path
+
+from fastue.core.errors import DataError, UsageError
+from fastue.data.dataset import ImageDataset
+from fastue.data.folder import open_folder
+
+
+def open_dataset(
+    source: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    on_error: str = "stop",
+) -> ImageDataset:
+    """Read a data set into memory.
+
+    source    a folder with one sub-folder a class; pictures are PNG, JPEG, WebP or BMP
+    size      resize the shorter side to this and cut out the centre; without it all pictures must have one size
+    labels    a CSV table `file,class` for a folder that is not sorted into classes
+    on_error  "stop" (default) or "skip": what to do with pictures that cannot be read
+
+    What was converted or left out is listed in `.notes`. Raises UsageError for an argument that makes no sense and
+    DataError for pictures or labels that cannot be used; nothing is written in either case.
+    """
+    if on_error not in ("stop", "skip"):
+        raise UsageError(f'on_error must be "stop" or "skip", not {on_error!r}')
+    if size is not None and not 1 <= size <= 8192:
+        raise UsageError(f"--size must be between 1 and 8192, not {size}")
+    name = os.fspath(source)
+    path = Path(name)
+    if path.is_dir():
+        table = None if labels is None else _read_table(Path(labels))
+        dataset = open_folder(path, size=size, table=table, on_error=on_error)
+    elif not path.exists():
+        raise DataError(f"{name}: no such file or folder")
+    else:
+        raise DataError(f"{name}: not a folder of pictures")
+    present = len(dataset.labels.unique())
+    if present < 2:
+        only = dataset.classes[int(dataset.labels[0])] if present else "none"
+        raise DataError(f"{name}: a single class ({only}): there is nothing to learn, and nothing to protect")
+    return dataset
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    """Relative path -> class name from a two-column CSV file; a first line `file,class` is a header."""
+    table: dict[str, str] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, line in enumerate(csv.reader(file), 1):
+                if not line or (number == 1 and [cell.strip().lower() for cell in line] == ["file", "class"]):
+                    continue
+                if len(line) != 2 or not line[0].strip() or not line[1].strip():
+                    raise DataError(f"{path}, line {number}: expected `file,class`, found {','.join(line)!r}")
+                name, label = line[0].strip(), line[1].strip()
+                if name in table:
+                    raise DataError(f"{path}, line {number}: a second label for {name}")
+                table[name] = label
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a UTF-8 CSV table: {error}") from error
+    if not table:
+        raise DataError(f"{path}: the label table is empty")
+    return table
