@@ -1,0 +1,33 @@
+"""The environment variables fastue reads: all of them, and only here. docs/ENVIRONMENT.md is the same table for people."""
+
+import os
+
+# name: (default, meaning). FASTUE_BUILD_EXT is read by setup.py, before the package exists.
+VARIABLES = {
+    "FASTUE_BACKEND": ("auto", "backend of every op: auto, reference, cpp, triton or cuda"),
+    "FASTUE_REQUIRE": ("", "comma-separated backends whose absence is a test failure instead of a skip"),
+    "FASTUE_BUILD_EXT": ("1", "0 at install time: install without compiling csrc/"),
+    "TRITON_INTERPRET": ("0", "Triton's own: 1 runs Triton kernels on the CPU, slowly, for tests"),
+}
+
+
+def get(name: str) -> str:
+    """Value of a variable of the table, or its default."""
+    return os.environ.get(name) or VARIABLES[name][0]
+
+
+def backend() -> str:
+    return get("FASTUE_BACKEND").strip().lower()
+
+
+def required_backends() -> frozenset[str]:
+    return frozenset(name.strip() for name in get("FASTUE_REQUIRE").split(",") if name.strip())
+
+
+def triton_interprets() -> bool:
+    return get("TRITON_INTERPRET").strip().lower() in ("1", "true", "yes", "on", "y")
+
+
+def settings() -> dict[str, str]:
+    """Every variable that is set, for `fastue info`."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}

@@ -1,0 +1,224 @@
+"""What an op is: one schema, one plain PyTorch reference, some faster backends. And how a backend is chosen.
+
+Each op is registered once with torch, for all devices, as `torch.ops.fastue.<name>`; its body picks the backend.
+Above PyTorch's dispatcher, because Triton and CUDA C++ share one dispatch key there.
+"""
+
+import contextlib
+import contextvars
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fastue.core import env, native
+
+FLOAT32 = frozenset({torch.float32})
+FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+NAMES = ("auto", "reference", "cpp", "triton", "cuda")
+
+_LIBRARY = torch.library.Library("fastue", "DEF")
+_REGISTRY: dict[str, "OpSpec"] = {}
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastue_backend", default=None)
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot run this call."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation. `load(op name)` returns a function with the op's signature or raises ImportError."""
+
+    name: str
+    device: str
+    dtypes: frozenset[torch.dtype]  # allowed for the floating-point arguments
+    load: Callable[[str], Callable]
+    interpretable: bool = False  # Triton: by name, runs on CPU tensors under TRITON_INTERPRET=1
+
+
+def cpp(dtypes: frozenset[torch.dtype]) -> Backend:
+    """C++ on the CPU: csrc/<op>/<op>_cpu.cpp."""
+    return Backend("cpp", "cpu", dtypes, lambda name: native.op(name, "cpu"))
+
+
+def cuda(dtypes: frozenset[torch.dtype]) -> Backend:
+    """CUDA C++: csrc/<op>/<op>_kernel.cu."""
+    return Backend("cuda", "cuda", dtypes, lambda name: native.op(name, "cuda"))
+
+
+def triton(dtypes: frozenset[torch.dtype]) -> Backend:
+    """Triton: kernels/<op>.py."""
+
+    def load(name: str) -> Callable:
+        return getattr(importlib.import_module(f"fastue.kernels.{name}"), name)
+
+    return Backend("triton", "cuda", dtypes, load, interpretable=True)
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """Everything the registry, the generic test and the benchmark know about an op.
+
+    schema     torch schema after the name; arguments that are written carry an alias mark such as `Tensor(a!)`
+    reference  the definition: plain PyTorch, same signature, also in float64
+    check      raises ValueError, TypeError or IndexError for arguments no backend may see (shapes, dtypes, devices)
+    fake       result for tensors without data (None for an op that returns nothing)
+    cases      (torch.Generator, dtype) -> {case name: {argument: value}}; always the same generator state
+    bad        (torch.Generator) -> {case name: arguments} that every backend must refuse
+    dtypes     the dtypes `cases` is called with
+    atol       absolute allowance, float32 against float64, on top of twice the reference's own loss
+    band       arguments, exact results -> per result None or a mask: where a whole step either way is legitimate
+    bench      () -> {name: arguments} for bench.ops
+    backends   in order of preference; the reference is always last and not listed
+    backward, setup_context   as for torch.library.register_autograd, for a differentiable (non-mutating) op
+    """
+
+    name: str
+    schema: str
+    reference: Callable
+    check: Callable[..., None]
+    cases: Callable[[torch.Generator, torch.dtype], Mapping[str, dict[str, Any]]]
+    atol: float
+    backends: Sequence[Backend]
+    dtypes: Sequence[torch.dtype] = (torch.float32,)
+    bad: Callable[[torch.Generator], Mapping[str, dict[str, Any]]] | None = None
+    fake: Callable | None = None
+    band: Callable | None = None
+    bench: Callable[[], Mapping[str, dict[str, Any]]] | None = None
+    backward: Callable | None = None
+    setup_context: Callable | None = None
+
+    @cached_property
+    def arguments(self) -> list[torch.Argument]:
+        return torch._C.parse_schema(f"fastue::{self.name}{self.schema}").arguments
+
+    @cached_property
+    def mutated(self) -> tuple[int, ...]:
+        """Positions of the arguments that the op writes."""
+        return tuple(i for i, a in enumerate(self.arguments) if a.alias_info is not None and a.alias_info.is_write)
+
+    @cached_property
+    def _functions(self) -> dict[str, tuple[Callable | None, str]]:
+        return {}
+
+    def function(self, backend: Backend) -> tuple[Callable | None, str]:
+        """The backend's function, or None and the reason. Cached, failures included."""
+        found = self._functions.get(backend.name)
+        if found is None:
+            try:
+                found = (backend.load(self.name), "")
+            except (ImportError, AttributeError) as error:
+                reason = str(error)
+                found = (None, reason if reason.startswith("not available") else f"not available: {reason}")
+            self._functions[backend.name] = found
+        return found
+
+    def why_not(self, backend: Backend, args: Sequence[Any], named: bool = True) -> list[str]:
+        """Every reason why this backend cannot run this call; empty when it can."""
+        reasons = []
+        function, missing = self.function(backend)
+        if function is None:
+            reasons.append(missing)
+        interpreting = backend.interpretable and env.triton_interprets()
+        seen = set()
+        for arg in args:
+            if not isinstance(arg, torch.Tensor):
+                continue
+            device = arg.device.type
+            if device != backend.device and not (interpreting and named and device == "cpu"):
+                seen.add(f"runs on {backend.device}, tensor is on {device}")
+            if arg.is_floating_point() and arg.dtype not in backend.dtypes:
+                seen.add(f"no {arg.dtype}")
+        return reasons + sorted(seen)
+
+    def __call__(self, *args: Any) -> Any:
+        """Check the arguments, choose a backend and run it: the body of `torch.ops.fastue.<name>`."""
+        self.check(*args)
+        result = self.choose(args)(*args)
+        for i in self.mutated:
+            if args[i] is not None and not args[i].is_inference():
+                torch.autograd.graph.increment_version(args[i])
+        return result
+
+    def choose(self, args: Sequence[Any]) -> Callable:
+        """The function that runs this call. A backend named by the user runs or raises BackendError."""
+        wanted = chosen_backend()
+        if wanted == "reference":
+            return self.reference
+        if wanted == "auto":
+            for backend in self.backends:
+                if not self.why_not(backend, args, named=False):
+                    return self._functions[backend.name][0]  # type: ignore[return-value]
+            self._warn_slow(args)
+            return self.reference
+        backend = next((b for b in self.backends if b.name == wanted), None)
+        if backend is None:
+            raise BackendError(f"{self.name}: there is no {wanted} backend, only {', '.join(self.backend_names)}")
+        reasons = self.why_not(backend, args)
+        if reasons:
+            raise BackendError(f"{self.name} cannot run on {wanted}: {'; '.join(reasons)}")
+        return self._functions[wanted][0]  # type: ignore[return-value]
+
+    @property
+    def backend_names(self) -> tuple[str, ...]:
+        return (*(b.name for b in self.backends), "reference")
+
+    def _warn_slow(self, args: Sequence[Any]) -> None:
+        """Once a device: fast code for it exists but is not installed here. A dtype it lacks is no reason to warn."""
+        device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+        here = [b for b in self.backends if b.device == device]
+        if here and device not in _warned and all(self.function(b)[0] is None for b in here):
+            _warned.add(device)
+            why = "; ".join(f"{b.name} {self.function(b)[1]}" for b in here)
+            warnings.warn(f"fastue runs on the plain PyTorch reference, which is slower ({why})", stacklevel=4)
+
+
+_warned: set[str] = set()
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Make `torch.ops.fastue.<name>` out of a spec."""
+    _REGISTRY[spec.name] = spec
+    _LIBRARY.define(spec.name + spec.schema)
+    _LIBRARY.impl(spec.name, spec, "CompositeExplicitAutograd")
+
+    def fake(*args: Any) -> Any:
+        spec.check(*args)
+        return spec.fake(*args) if spec.fake else None
+
+    torch.library.register_fake(f"fastue::{spec.name}", fake, lib=_LIBRARY)
+    if spec.backward is not None:
+        torch.library.register_autograd(
+            f"fastue::{spec.name}", spec.backward, setup_context=spec.setup_context, lib=_LIBRARY
+        )
+    return spec
+
+
+def registry() -> Mapping[str, OpSpec]:
+    """All ops by name; complete once fastue.ops is imported."""
+    return _REGISTRY
+
+
+def chosen_backend() -> str:
+    """The backend asked for: by `use_backend`, else by FASTUE_BACKEND, else auto."""
+    name = _chosen.get() or env.backend()
+    if name not in NAMES:
+        raise BackendError(f"FASTUE_BACKEND={name!r}: choose one of {', '.join(NAMES)}")
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops inside the block on one backend: auto, reference, cpp, triton or cuda."""
+    if name not in NAMES:
+        raise BackendError(f"backend {name!r}: choose one of {', '.join(NAMES)}")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)

@@ -1,0 +1,67 @@
+"""Checks the rooms share. They run before any backend and on tensors without data, so they never read values."""
+
+from collections.abc import Sequence
+
+import torch
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def is_dense(t: torch.Tensor) -> bool:
+    """Contiguous or channels_last: the two layouts every backend reads without a copy."""
+    return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
+
+
+def tensor(
+    op: str,
+    name: str,
+    t: torch.Tensor,
+    shape: Sequence[int | str],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise unless t has the dtype, device, layout and shape; a letter in `shape` stands for any size."""
+    if t.dim() != len(shape) or any(isinstance(s, int | torch.SymInt) and s != n for s, n in zip(shape, t.shape)):
+        wanted = ", ".join(str(s) for s in shape)
+        raise ValueError(f"{op}: {name} must be [{wanted}], got {list(t.shape)}")
+    if t.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} must be {' or '.join(str(d) for d in dtypes)}, got {t.dtype}")
+    if t.device != device:
+        raise ValueError(f"{op}: {name} is on {t.device}, x is on {device}")
+    if not is_dense(t):
+        raise ValueError(f"{op}: {name} must be contiguous or channels_last, got strides {t.stride()}")
+
+
+def channels(op: str, c: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    if c not in (1, 3):
+        raise ValueError(f"{op}: pictures have 1 or 3 channels, got {c}")
+    if len(mean) != len(std) or len(mean) not in (0, c):
+        raise ValueError(f"{op}: mean and std need one number for each of {c} channels, got {mean} and {std}")
+    if any(s <= 0 for s in std):
+        raise ValueError(f"{op}: std must be positive, got {std}")
+
+
+def budget(op: str, step: float, eps: float) -> None:
+    if not (step >= 0 and 0 <= eps <= 1):
+        raise ValueError(f"{op}: needs step >= 0 and 0 <= eps <= 1 in pixel units (8/255), got {step} and {eps}")
+
+
+def scale(op: str, noise: torch.Tensor, value: float) -> None:
+    if noise.dtype == torch.int8 and not value > 0:
+        raise ValueError(f"{op}: an int8 bank needs scale > 0, the noise of one integer (eps/127), got {value}")
+    if noise.dtype != torch.int8 and value != 1:
+        raise ValueError(f"{op}: scale is for int8 banks, this one is {noise.dtype}")
+
+
+def rows(op: str, name: str, index: torch.Tensor, n: int) -> None:
+    """Raise IndexError unless 0 <= index < n. Reads values, so only the reference and Triton on the CPU call it."""
+    if index.numel():
+        low, high = (int(v) for v in index.aminmax())
+        if low < 0 or high >= n:
+            raise IndexError(f"{op}: {name} holds {low if low < 0 else high}, the bank has {n} rows")
+
+
+def mask(op: str, t: torch.Tensor, b: int, h: int, w: int, device: torch.device) -> None:
+    """A mask is bool [B, 1, H, W], or [1, 1, H, W] for all pictures."""
+    first = b if t.dim() != 4 or t.shape[0] != 1 else 1
+    tensor(op, "mask", t, (first, 1, h, w), (torch.bool,), device)

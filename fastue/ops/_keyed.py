@@ -1,0 +1,46 @@
+"""Keyed draws in plain PyTorch: Philox-4x32-10, and the crop and flip made from it. csrc/common/philox.h is its twin.
+
+A draw is a pure function of (seed, purpose, epoch, id): not of batch, order, thread, device or rank.
+"""
+
+import torch
+
+CROP_FLIP = 1  # purpose: keeps the draws of different uses apart
+
+
+def _mul(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of a*b, unsigned; 16-bit halves, so that no int64 product overflows."""
+    low = a * (b & 0xFFFF)
+    middle = a * (b >> 16) + (low >> 16)
+    return middle >> 16, (middle & 0xFFFF) << 16 | low & 0xFFFF
+
+
+def philox(counter: tuple[torch.Tensor | int, ...], seed: int) -> list[torch.Tensor]:
+    """Philox-4x32-10 (Salmon et al. 2011). counter: four int64 tensors or ints of 32-bit words; four words out."""
+    device = next(c.device for c in counter if isinstance(c, torch.Tensor))
+    c = list(torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.int64, device=device) for v in counter)))
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        high0, low0 = _mul(0xD2511F53, c[0])
+        high1, low1 = _mul(0xCD9E8D57, c[2])
+        c = [high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0]
+        k0, k1 = k0 + 0x9E3779B9 & 0xFFFFFFFF, k1 + 0xBB67AE85 & 0xFFFFFFFF
+    return c
+
+
+def crop_flip(picture: torch.Tensor, ids: torch.Tensor, seed: int, epoch: int, pad: int, flip: bool) -> torch.Tensor:
+    """Crop to the same size from a border of `pad` zeros, and mirror half of the pictures, keyed by id.
+
+    picture [B, C, H, W], ids int64 [B]. Zero is black: this comes before mean and std are applied.
+    """
+    b, _, h, w = picture.shape
+    words = philox((ids & 0xFFFFFFFF, ids >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFFFF, CROP_FLIP), seed)
+    down = words[0] * (2 * pad + 1) >> 32
+    right = words[1] * (2 * pad + 1) >> 32
+    mirrored = (words[2] >> 31).bool() if flip else torch.zeros_like(ids, dtype=torch.bool)
+    column = torch.arange(w, device=ids.device).expand(b, w)
+    column = torch.where(mirrored[:, None], w - 1 - column, column) + right[:, None]
+    row = torch.arange(h, device=ids.device) + down[:, None]
+    padded = torch.nn.functional.pad(picture, (pad, pad, pad, pad))
+    batch = torch.arange(b, device=ids.device)
+    return padded[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,101 @@
+"""Cases, refusals and benchmark inputs of apply_noise."""
+
+import torch
+
+from fastue.ops._cases import EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, pictures, rows, sheet
+
+
+def _args(x, noise, index, out, mean=(), std=(), scale=1.0, ids=None, seed=0, epoch=0, pad=0, flip=False):
+    return dict(x=x, noise=noise, index=index, out=out, mean=list(mean), std=list(std), scale=scale,
+                ids=ids, seed=seed, epoch=epoch, pad=pad, flip=flip)  # fmt: skip
+
+
+def _case(g, dtype, b, m, c, h, w, layouts=(INTERLEAVED,) * 3, **more):
+    lx, ln, lo = layouts
+    x, noise = pictures(g, b, c, h, w, lx), bank(g, m, c, h, w, ln)
+    return _args(x, noise, rows(g, b, m), sheet(b, c, h, w, dtype, lo), **more)
+
+
+def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
+    normal = dict(mean=MEAN, std=STD)
+    found = {
+        "empty": _case(g, dtype, 0, 4, 3, 8, 8, **normal),
+        "one": _case(g, dtype, 1, 1, 1, 1, 1, mean=[0.5], std=[0.25]),
+        "odd": _case(g, dtype, 5, 9, 3, 7, 9, **normal),
+        "plain": _case(g, dtype, 3, 4, 3, 5, 6),
+        "gray": _case(g, dtype, 3, 4, 1, 9, 5, (PLANAR, PLANAR, INTERLEAVED), mean=[0.1307], std=[0.3081]),
+        "blocks": _case(g, dtype, 3, 4, 3, 67, 65, **normal),
+        "planar": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR,) * 3, **normal),
+        "mixed": _case(g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, PLANAR), **normal),
+        "crossed": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR, INTERLEAVED, INTERLEAVED), **normal),
+        "model_layout": _case(g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, INTERLEAVED, PLANAR), **normal),
+        "beyond_cache": _case(g, dtype, 3, 4, 3, 420, 420, **normal),
+    }
+    # Black and white pixels with noise at the budget on every side of the clamp, and exact sums of 0 and 1.
+    x = torch.tensor([0, 0, 0, 255, 255, 255, 1, 254, 128, 8, 247, 127], dtype=torch.uint8).view(1, 3, 2, 2)
+    n = torch.tensor([0, EPS, -EPS, 0, EPS, -EPS, -1 / 255, 1 / 255, 0, -EPS, EPS, -0.0]).view(1, 3, 2, 2)
+    index = torch.zeros(1, dtype=torch.int64)
+    found["ties"] = _args(x, n, index, sheet(1, 3, 2, 2, dtype, PLANAR), MEAN, STD)
+    n = torch.tensor([1e30, -1e30, torch.inf, -torch.inf, 3.0, -3.0] * 2).view(1, 3, 2, 2)
+    found["huge"] = _args(x, n, index, sheet(1, 3, 2, 2, dtype, PLANAR), MEAN, STD)
+    # Class-wise: few rows, many times.
+    found["classes"] = _case(g, dtype, 8, 8, 3, 5, 7, **normal)
+    found["classes"]["index"] = torch.tensor([7, 0, 7, 7, 3, 0, 1, 7])
+    q = compact(g, 6, 3, 9, 11)
+    found["compact"] = _args(
+        pictures(g, 4, 3, 9, 11), q, rows(g, 4, 6), sheet(4, 3, 9, 11, dtype), MEAN, STD, scale=EPS / 127
+    )
+    found["compact_mixed"] = _args(
+        pictures(g, 4, 3, 9, 11), q, rows(g, 4, 6), sheet(4, 3, 9, 11, dtype, PLANAR), MEAN, STD, scale=1 / 255
+    )
+    ids = torch.tensor([0, 5, 2**33 + 1, 49_999, 7, 8, 9, 10])
+    keyed = dict(ids=ids, seed=0x1234_5678_9ABC, epoch=3, pad=4, flip=True)
+    found["crop_flip"] = _case(g, dtype, 8, 9, 3, 13, 11, **normal, **keyed)
+    found["crop_flip_planar"] = _case(g, dtype, 8, 9, 3, 13, 11, (PLANAR,) * 3, **normal, **keyed)
+    found["crop_flip_mixed"] = _case(g, dtype, 8, 9, 3, 13, 11, (INTERLEAVED, PLANAR, PLANAR), **normal, **keyed)
+    found["crop_beyond"] = _case(g, dtype, 8, 9, 3, 3, 4, **(keyed | dict(pad=6, flip=False)))
+    return found
+
+
+def bad(g: torch.Generator) -> dict:
+    def good():
+        return _case(g, torch.float32, 3, 4, 3, 5, 6, mean=MEAN, std=STD)
+
+    def swapped(t):
+        return t.transpose(2, 3).contiguous().transpose(2, 3)
+
+    ok = good()
+    return {
+        "row_too_high": ok | dict(index=torch.tensor([0, 4, 1])),
+        "row_negative": ok | dict(index=torch.tensor([0, -1, 1])),
+        "index_dtype": ok | dict(index=ok["index"].int()),
+        "index_length": ok | dict(index=ok["index"][:2]),
+        "x_float": ok | dict(x=ok["x"].float()),
+        "x_two_channels": ok | dict(x=ok["x"][:, :2].contiguous()),
+        "bank_layout": ok | dict(noise=swapped(ok["noise"])),
+        "bank_size": ok | dict(noise=ok["noise"][..., :5].contiguous()),
+        "bank_dtype": ok | dict(noise=ok["noise"].half()),
+        "out_layout": ok | dict(out=swapped(ok["out"])),
+        "out_integer": ok | dict(out=ok["x"].clone()),
+        "mean_length": ok | dict(mean=[0.5]),
+        "std_zero": ok | dict(std=[0.2, 0.0, 0.2]),
+        "scale_of_float_bank": ok | dict(scale=0.5),
+        "other_device": ok | dict(noise=ok["noise"].to("meta")),
+        "pad_negative": ok | dict(pad=-1),
+    }
+
+
+def bench() -> dict:
+    """Buffers beyond the cache: a batch of ImageNet-sized pictures, and a large batch of CIFAR-sized ones."""
+    g = torch.Generator().manual_seed(0)
+    out = {}
+    for name, shape, layout in (("imagenet", (128, 3, 224, 224), INTERLEAVED), ("cifar", (8192, 3, 32, 32), PLANAR)):
+        b, c, h, w = shape
+        x, noise = pictures(g, b, c, h, w, layout), bank(g, b, c, h, w, layout)
+        for dtype in (torch.float32, torch.bfloat16):
+            sheet_ = sheet(b, c, h, w, dtype, layout)
+            out[f"{name}-{str(dtype)[6:]}"] = _args(x, noise, rows(g, b, b), sheet_, MEAN, STD)
+        q = (noise / EPS * 127).round().to(torch.int8)
+        sheet_ = sheet(b, c, h, w, torch.float32, layout)
+        out[f"{name}-compact"] = _args(x, q, rows(g, b, b), sheet_, MEAN, STD, scale=EPS / 127)
+    return out

@@ -1,0 +1,74 @@
+"""Cases, refusals and benchmark inputs of class_step."""
+
+import torch
+
+from fastue.ops._cases import EPS, INTERLEAVED, PLANAR, bank, gradient, pictures
+
+STEP = 0.8 / 255
+
+
+def _case(g, dtype, y, k, c, h, w, layouts=(INTERLEAVED,) * 3, ascend=False, step=STEP):
+    ln, lg, lx = layouts
+    y = torch.tensor(y, dtype=torch.int64)
+    b = len(y)
+    return dict(noise=bank(g, k, c, h, w, ln), grad=gradient(g, b, c, h, w, dtype, lg),
+                x=pictures(g, b, c, h, w, lx), y=y, step=step, eps=EPS, ascend=ascend)  # fmt: skip
+
+
+def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
+    some = [3, 0, 3, 1, 3, 3, 0, 6]
+    found = {
+        "empty": _case(g, dtype, [], 4, 3, 8, 8),
+        "one": _case(g, dtype, [0], 1, 1, 1, 1),
+        "odd": _case(g, dtype, some, 7, 3, 7, 9),
+        "ascend": _case(g, dtype, some, 7, 3, 7, 9, ascend=True),
+        "one_class": _case(g, dtype, [2] * 11, 5, 3, 7, 9, step=EPS),
+        "gray": _case(g, dtype, some, 7, 1, 9, 5, (PLANAR, INTERLEAVED, PLANAR)),
+        "blocks": _case(g, dtype, [1, 0, 1, 1], 3, 3, 67, 65),
+        "planar": _case(g, dtype, [1, 0, 1, 1], 3, 3, 33, 35, (PLANAR,) * 3),
+        "mixed": _case(g, dtype, [1, 0, 1, 1], 3, 3, 33, 35, (PLANAR, PLANAR, INTERLEAVED)),
+        "crossed": _case(g, dtype, [1, 0, 1, 1], 3, 3, 33, 35, (INTERLEAVED, PLANAR, PLANAR)),
+    }
+    ties = _case(g, dtype, [0, 0, 1], 3, 3, 2, 2)
+    values = [0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0]
+    ties["grad"] = torch.tensor(values).to(dtype).view(1, 3, 2, 2).repeat(3, 1, 1, 1)
+    ties["x"] = torch.tensor([0, 255, 128, 0, 255, 1, 254, 0, 255, 7, 248, 8], dtype=torch.uint8)
+    ties["x"] = ties["x"].view(1, 3, 2, 2).repeat(3, 1, 1, 1)
+    found["ties"] = ties
+    huge = _case(g, dtype, [1, 2, 1], 4, 3, 3, 3)
+    largest = torch.finfo(dtype).max
+    huge["grad"] = torch.where(huge["grad"] > 0, largest, -largest).to(dtype)
+    huge["noise"] = huge["noise"] * 1e30
+    found["huge"] = huge
+    return found
+
+
+def bad(g: torch.Generator) -> dict:
+    ok = _case(g, torch.float32, [0, 2, 2], 4, 3, 5, 6)
+    return {
+        "class_too_high": ok | dict(y=torch.tensor([0, 4, 1])),
+        "class_negative": ok | dict(y=torch.tensor([0, -1, 1])),
+        "y_dtype": ok | dict(y=ok["y"].int()),
+        "grad_shape": ok | dict(grad=ok["grad"][:2]),
+        "x_float": ok | dict(x=ok["x"].float()),
+        "bank_layout": ok | dict(noise=ok["noise"].transpose(2, 3).contiguous().transpose(2, 3)),
+        "bank_dtype": ok | dict(noise=ok["noise"].to(torch.int8)),
+        "eps_in_levels": ok | dict(eps=8.0),
+        "other_device": ok | dict(x=ok["x"].to("meta")),
+    }
+
+
+def bench() -> dict:
+    """A batch of ImageNet-sized pictures and one of CIFAR-sized ones, ten classes."""
+    g = torch.Generator().manual_seed(0)
+    found = {}
+    for name, shape, layout in (("imagenet", (128, 3, 224, 224), INTERLEAVED), ("cifar", (8192, 3, 32, 32), PLANAR)):
+        b, c, h, w = shape
+        for dtype in (torch.float32, torch.bfloat16):
+            found[f"{name}-{str(dtype)[6:]}"] = dict(
+                noise=bank(g, 10, c, h, w, layout),
+                grad=torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=layout),
+                x=pictures(g, b, c, h, w, layout), y=torch.randint(0, 10, (b,), generator=g),
+                step=STEP, eps=EPS, ascend=False,
+            )  # fmt: skip
+    return found

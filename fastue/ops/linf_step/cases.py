@@ -1,0 +1,118 @@
+"""Cases, refusals and benchmark inputs of linf_step."""
+
+import torch
+
+from fastue.ops._cases import EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, gradient, pictures, rows, sheet
+
+STEP = 0.8 / 255
+
+
+def _args(noise, grad, x, index, step=STEP, eps=EPS, ascend=False, scale=1.0, mask=None, out=None, mean=(), std=()):
+    return dict(noise=noise, grad=grad, x=x, index=index, step=step, eps=eps, ascend=ascend, scale=scale,
+                mask=mask, out=out, mean=list(mean), std=list(std))  # fmt: skip
+
+
+def _case(g, dtype, b, m, c, h, w, layouts=(INTERLEAVED,) * 3, make=bank, **more):
+    ln, lg, lx = layouts
+    noise, grad = make(g, m, c, h, w, ln), gradient(g, b, c, h, w, dtype, lg)
+    return _args(noise, grad, pictures(g, b, c, h, w, lx), rows(g, b, m), **more)
+
+
+def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
+    def out(b, c, h, w, layout=INTERLEAVED):
+        return dict(out=sheet(b, c, h, w, dtype, layout), mean=MEAN, std=STD)
+
+    found = {
+        "empty": _case(g, dtype, 0, 4, 3, 8, 8),
+        "one": _case(g, dtype, 1, 1, 1, 1, 1),
+        "odd": _case(g, dtype, 5, 9, 3, 7, 9),
+        "ascend": _case(g, dtype, 5, 9, 3, 7, 9, ascend=True),
+        "gray": _case(g, dtype, 3, 4, 1, 9, 5, (PLANAR, INTERLEAVED, PLANAR)),
+        "blocks": _case(g, dtype, 3, 5, 3, 67, 65),
+        "planar": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR,) * 3),
+        "mixed": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR, PLANAR, INTERLEAVED)),
+        "crossed": _case(g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, PLANAR)),
+        "big_step": _case(g, dtype, 3, 5, 3, 7, 9, step=2 * EPS, ascend=True),
+        "next_input": _case(g, dtype, 5, 9, 3, 7, 9, **out(5, 3, 7, 9)),
+        "next_input_planar": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR,) * 3, **out(3, 3, 33, 35, PLANAR)),
+        "next_input_mixed": _case(
+            g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, INTERLEAVED), **out(3, 3, 33, 35, PLANAR)
+        ),
+        "next_input_beyond_cache": _case(g, dtype, 3, 4, 3, 420, 420, **out(3, 3, 420, 420)),
+        "mask": _case(g, dtype, 5, 9, 3, 7, 9, mask=torch.rand((5, 1, 7, 9), generator=g) < 0.5),
+        "mask_planar": _case(
+            g, dtype, 3, 5, 3, 33, 35, (PLANAR,) * 3, mask=torch.rand((3, 1, 33, 35), generator=g) < 0.5
+        ),
+        "mask_shared": _case(
+            g, dtype, 5, 9, 3, 7, 9, mask=torch.rand((1, 1, 7, 9), generator=g) < 0.5, **out(5, 3, 7, 9)
+        ),
+        "compact": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127),
+        "compact_blocks": _case(g, dtype, 3, 5, 3, 67, 65, make=compact, scale=EPS / 127, ascend=True),
+        "compact_mixed": _case(
+            g, dtype, 3, 5, 3, 33, 35, (PLANAR, INTERLEAVED, INTERLEAVED), compact, scale=EPS / 127,
+            **out(3, 3, 33, 35),
+        ),
+        "compact_mask": _case(
+            g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127, mask=torch.rand((5, 1, 7, 9), generator=g) < 0.5
+        ),
+    }  # fmt: skip
+    # Gradients of both zeros, NaN and infinities; noise at 0 and at the budget; pixels where the range binds.
+    grad = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0])
+    noise = torch.tensor([0.0, EPS, -EPS, EPS, -EPS, -EPS, EPS, 0.0, -0.0, STEP, STEP, -STEP])
+    for name, pixels in (
+        ("ties", [128] * 12),
+        ("ties_black", [0] * 12),
+        ("ties_white", [255] * 12),
+        ("ties_edges", [1, 2, 3, 252, 253, 254, 8, 247, 7, 248, 9, 246]),
+    ):
+        x = torch.tensor(pixels, dtype=torch.uint8).view(1, 3, 2, 2)
+        args = _args(noise.view(1, 3, 2, 2).clone(), grad.to(dtype).view(1, 3, 2, 2), x, torch.tensor([0]))
+        found[name] = args | dict(ascend=name == "ties_white")
+    huge = _case(g, dtype, 2, 3, 3, 3, 3)
+    largest = torch.finfo(dtype).max
+    huge["grad"] = torch.where(huge["grad"] > 0, largest, -largest).to(dtype)
+    huge["noise"] = huge["noise"] * 1e30
+    found["huge"] = huge
+    return found
+
+
+def bad(g: torch.Generator) -> dict:
+    def swapped(t):
+        return t.transpose(2, 3).contiguous().transpose(2, 3)
+
+    ok = _case(g, torch.float32, 3, 4, 3, 5, 6)
+    return {
+        "row_too_high": ok | dict(index=torch.tensor([0, 4, 1])),
+        "row_negative": ok | dict(index=torch.tensor([0, -1, 1])),
+        "index_dtype": ok | dict(index=ok["index"].int()),
+        "grad_shape": ok | dict(grad=ok["grad"][:2]),
+        "grad_integer": ok | dict(grad=ok["grad"].int()),
+        "x_float": ok | dict(x=ok["x"].float()),
+        "bank_layout": ok | dict(noise=swapped(ok["noise"])),
+        "bank_dtype": ok | dict(noise=ok["noise"].half()),
+        "eps_in_levels": ok | dict(eps=8.0),
+        "step_negative": ok | dict(step=-0.1),
+        "compact_without_scale": ok | dict(noise=ok["noise"].to(torch.int8), scale=0.0),
+        "mask_shape": ok | dict(mask=torch.ones(3, 3, 5, 6, dtype=torch.bool)),
+        "mask_dtype": ok | dict(mask=torch.ones(3, 1, 5, 6)),
+        "out_shape": ok | dict(out=torch.zeros(3, 3, 5, 5)),
+        "other_device": ok | dict(grad=ok["grad"].to("meta")),
+    }
+
+
+def bench() -> dict:
+    """Buffers beyond the cache: a batch of ImageNet-sized pictures, and a large batch of CIFAR-sized ones."""
+    g = torch.Generator().manual_seed(0)
+    found = {}
+    for name, shape, layout in (("imagenet", (128, 3, 224, 224), INTERLEAVED), ("cifar", (8192, 3, 32, 32), PLANAR)):
+        b, c, h, w = shape
+        x, noise, index = pictures(g, b, c, h, w, layout), bank(g, b, c, h, w, layout), rows(g, b, b)
+        for dtype in (torch.float32, torch.bfloat16):
+            grad = torch.randn((b, c, h, w), generator=g).to(dtype).contiguous(memory_format=layout)
+            found[f"{name}-{str(dtype)[6:]}"] = _args(noise, grad, x, index)
+            found[f"{name}-{str(dtype)[6:]}-next"] = _args(
+                noise, grad, x, index, out=sheet(b, c, h, w, dtype, layout), mean=MEAN, std=STD
+            )
+            q = (noise / EPS * 127).round().to(torch.int8)
+            found[f"{name}-{str(dtype)[6:]}-compact"] = _args(q, grad, x, index, scale=EPS / 127)
+    return found
