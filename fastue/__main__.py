@@ -1,0 +1,5 @@
+import sys
+
+from fastue.cli import main
+
+sys.exit(main())

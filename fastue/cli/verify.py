@@ -1,0 +1,16 @@
+"""Decode every written picture again: budget, ids, checksums, exact pixels."""
+
+from pathlib import Path
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("directory", type=Path, help="what fastue protect wrote")
+    parser.add_argument("--source", help="the originals: then every pixel must be clip(original + noise, 0, 255)")
+
+
+def run(args) -> int:
+    from fastue.data.verify import verify
+
+    result = verify(args.directory, source=args.source)
+    print(result.text())
+    return 0 if result.ok else 1

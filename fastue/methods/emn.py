@@ -1,0 +1,155 @@
+"""EMN: error-minimizing noise (Huang et al., ICLR 2021, arXiv 2101.04898), sample-wise and class-wise.
+
+    min over theta  E[ min over |delta|_inf <= eps  CE(f_theta(x + delta), y) ]                       (eq. 2)
+
+Two moves alternate: a few optimiser steps of theta on the noisy pictures, then one sweep over the pictures in which
+theta stands still and the noise descends the loss. They stop when the noisy pictures look already learnt.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastue import models
+from fastue.core.errors import UsageError
+from fastue.data.dataset import ImageDataset, batches, epoch_order
+from fastue.data.keyed import keyed_generator
+from fastue.methods.base import Checkpointer, Perturbation, budget_levels, pack, unpack
+from fastue.models.training import autocast, sgd, train_step
+from fastue.ops import apply_noise, class_step, linf_step
+
+
+@dataclass(frozen=True)
+class EMNConfig:
+    """Noise in [0,1] pixel units. `steps` and `step` left at None take the paper's value for the mode."""
+
+    mode: str = "sample"  # one noise a picture ("sample") or one a class ("class")
+    eps: float = 8 / 255
+    steps: int | None = None  # noise steps on a batch in one sweep: 20 sample-wise, 1 class-wise
+    step: float | None = None  # 0.8/255
+    arch: str = "resnet18"
+    train_steps: int = 10  # optimiser steps of the surrogate between two sweeps
+    batch: int = 128
+    lr: float = 0.1
+    clip: float = 5.0
+    subset: float = 0.2  # class-wise noise is searched on this share of the pictures
+    stop_error: float = 0.01  # error rate of the surrogate on the noisy pictures, before they are improved for it ...
+    stop_sweeps: int = 2  # ... in this many sweeps in a row
+    max_sweeps: int = 100
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("sample", "class"):
+            raise UsageError(f"--mode {self.mode}: use sample or class")
+        budget_levels(self.eps)
+        defaults = {"steps": 20 if self.mode == "sample" else 1, "step": 0.8 / 255}
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("steps", "step", "train_steps", "batch", "lr", "clip", "stop_sweeps", "max_sweeps"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if not 0 < self.subset <= 1 or not 0 <= self.stop_error < 1:
+            raise UsageError("--subset must be in (0, 1] and --stop-error in [0, 1)")
+
+
+def emn(
+    data: ImageDataset,
+    config: EMNConfig,
+    *,
+    checkpoint: Checkpointer | None = None,
+    progress: Callable[[str, int, int, dict], None] = lambda phase, done, total, info: None,
+) -> Perturbation:
+    """The noise for `data`, on the device `data` is on.
+
+    A run that is killed and started again with the same arguments and `checkpoint` ends in the same bytes: every draw
+    is keyed by (seed, purpose, number), and each snapshot is a complete state. `progress(phase, done, total, info)` is
+    called after each batch ("train", "noise") and each sweep ("sweep").
+    """
+    c = config
+    classwise = c.mode == "class"
+    n, batch = len(data), min(c.batch, len(data))
+    model = models.build(c.arch, data.num_classes, data.shape[0], seed=c.seed)
+    model = model.to(data.device, memory_format=torch.channels_last)
+    optimizer = sgd(model, c.lr)
+    rows = torch.arange(n)
+    if classwise and c.subset < 1:
+        count = max(round(c.subset * n), min(n, data.num_classes))
+        rows = torch.from_numpy(keyed_generator(c.seed, "emn-subset").permutation(n)[:count])
+    noise = torch.zeros(data.num_classes if classwise else n, *data.shape, device=data.device)
+    noise = noise.contiguous(memory_format=torch.channels_last)
+
+    checkpoint = checkpoint or Checkpointer(None)
+    state = {"sweep": 0, "trained": 0, "swept": 0, "correct": 0, "history": []}
+    if saved := checkpoint.load():
+        tensors, state = saved
+        noise.copy_(tensors.pop("noise"))
+        unpack(tensors, model, optimizer)
+    correct = torch.tensor(state["correct"], device=data.device)
+
+    def snapshot() -> tuple[dict[str, Tensor], dict]:
+        return {"noise": noise, **pack(model, optimizer)}, {**state, "correct": int(correct)}
+
+    def finished() -> bool:
+        recent = [entry["error"] for entry in state["history"][-c.stop_sweeps :]]
+        return len(recent) == c.stop_sweeps and max(recent) <= c.stop_error
+
+    while state["sweep"] < c.max_sweeps and not finished():
+        # theta learns the noisy pictures, walking on through the data
+        model.train().requires_grad_(True)
+        while state["trained"] < (state["sweep"] + 1) * c.train_steps:
+            x, y, index = _training_batch(data, batch, state["trained"], c.seed)
+            x = apply_noise(x, noise, y if classwise else index, channels_last=True)
+            train_step(model, optimizer, x, y, precision=c.precision, clip=c.clip)
+            state["trained"] += 1
+            progress("train", state["trained"] % c.train_steps, c.train_steps, {})
+            checkpoint.tick(snapshot)
+
+        # the noise learns to please theta; no gradient of a parameter is formed here
+        model.eval().requires_grad_(False)
+        for x, y, index in batches(data, batch, rows[state["swept"] :]):
+            for _ in range(c.steps):
+                gradient, right = _input_gradient(model, x, y, noise, y if classwise else index, c.precision)
+                if classwise:
+                    class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
+                else:
+                    linf_step(noise, gradient, x, index, step=c.step, eps=c.eps)
+            correct += right
+            state["swept"] += len(y)
+            progress("noise", state["swept"], len(rows), {})
+            checkpoint.tick(snapshot)
+
+        error = 1 - int(correct) / len(rows)  # the only read-back of a sweep
+        correct.zero_()
+        state["history"].append({"sweep": state["sweep"], "error": error})
+        state["sweep"], state["swept"] = state["sweep"] + 1, 0
+        progress("sweep", state["sweep"], c.max_sweeps, {"error": error})
+        checkpoint.tick(snapshot)
+
+    return Perturbation(noise, c.mode, c.eps, state["history"], converged=finished())
+
+
+_order = functools.lru_cache(maxsize=1)(epoch_order)
+
+
+def _training_batch(data: ImageDataset, batch: int, step: int, seed: int):
+    """The `step`-th training batch of a walk through the data in keyed epochs (the ragged end of an epoch is left out)."""
+    per_epoch = len(data) // batch
+    order = _order(len(data), seed, step // per_epoch)
+    start = step % per_epoch * batch
+    return next(batches(data, batch, order[start : start + batch]))
+
+
+def _input_gradient(model, x: Tensor, y: Tensor, noise: Tensor, row: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """d CE / d input [B,C,H,W] at the noisy pictures, summed over the batch, and how many the surrogate got right."""
+    noisy = apply_noise(x, noise, row, channels_last=True).requires_grad_()
+    with autocast(x.device, precision):
+        logits = model(noisy)
+        loss = F.cross_entropy(logits, y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, noisy)
+    return gradient, (logits.argmax(1) == y).sum()
