@@ -42,7 +42,7 @@ def crop_flip(x: Tensor, index: Tensor, *, seed: int, epoch: int, pad: int = 4, 
 
 @lru_cache(maxsize=4)
 def _draws(seed: int, epoch: int, pad: int, rows: int, device: torch.device) -> Tensor:
-    """int64 [3, rows]: offset down and right in [0, 2*pad], flip in {0, 1}. A longer table starts with a shorter one."""
+    """int64 [3, rows]: offset down and right in [0, 2*pad], flip in {0, 1}; longer tables begin like shorter ones."""
     # One 64-bit word a row, taken raw, so that a row's draw does not depend on how many rows are drawn.
     words = keyed_generator(seed, "crop_flip", epoch).bit_generator.random_raw(rows)
     sides = np.uint64(2 * pad + 1)

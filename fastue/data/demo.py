@@ -12,16 +12,16 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.keyed import keyed_generator
 
 PHOTOGRAPHS = (
-    "astronaut.png",
     "brick.png",
-    "camera.png",
     "chelsea.png",
     "coffee.png",
+    "coins.png",
     "grass.png",
     "gravel.png",
     "hubble_deep_field.jpg",
     "ihc.png",
     "motorcycle_left.png",
+    "retina.jpg",
 )
 PER_CLASS = {"train": 300, "test": 60}
 
@@ -35,7 +35,7 @@ def demo_dataset(
     shrink: float = 1.0,
     cell: int = 64,
     contrast: float = 48.0,
-    colour: float = 0.0,
+    colour: float = 0.5,
     seed: int = 0,
 ) -> ImageDataset:
     """Crops uint8 [N,3,size,size] of each photograph, the same on every machine with the same wheel.

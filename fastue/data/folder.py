@@ -59,7 +59,7 @@ def read_pictures(
     first = _first_readable(root, ids, size)
     height, width, channels = first.shape if first is not None else (1, 1, 1)
     while True:
-        _check_memory(root, len(ids) * height * width * channels)
+        check_memory(root, len(ids) * height * width * channels)
         pixels = np.empty((len(ids), height, width, channels), dtype=np.uint8)
         outcome = _decode_all(root, ids, size, pixels)
         coloured = any(shape[2] == 3 for shape in outcome.shapes)
@@ -143,11 +143,12 @@ def _first_readable(root: Path, ids: list[str], size: int | None) -> np.ndarray 
     return None
 
 
-def _check_memory(root: Path, need: int) -> None:
+def check_memory(name: str | Path, need: int) -> None:
+    """Raise DataError when `need` bytes are more than this machine can hold."""
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > 0.8 * have:
         raise DataError(
-            f"{root}: the pictures take {need / 2**30:.1f} GiB in memory and this machine has {have / 2**30:.1f}. "
+            f"{name}: the pictures take {need / 2**30:.1f} GiB in memory and this machine has {have / 2**30:.1f}. "
             "Pass a smaller --size, or protect the set in parts."
         )
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,19 +11,16 @@ T = TypeVar("T")
 def map_blocks(work: Callable[[range], T], n: int, block: int = 64) -> Iterator[T]:
     """work(range) over consecutive blocks of n rows, results in row order.
 
-    The first exception (or Ctrl-C) cancels the blocks that have not started and is raised once running ones are done.
+    An exception (or Ctrl-C) cancels the blocks that have not started and is raised once the running ones are done.
     """
     ranges = [range(start, min(start + block, n)) for start in range(0, n, block)]
-    workers = min(16, max(1, len(ranges)), len(os.sched_getaffinity(0)) + 1)
-    if workers == 1:
+    workers = min(16, len(ranges), len(os.sched_getaffinity(0)) + 1)
+    if workers <= 1:
         yield from map(work, ranges)
         return
     pool = ThreadPoolExecutor(workers)
     try:
         futures = [pool.submit(work, rows) for rows in ranges]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
         for future in futures:
             yield future.result()
     finally:

@@ -79,7 +79,7 @@ def _convert(picture: Image.Image, size: int | None) -> tuple[np.ndarray, tuple[
         picture.getexif()[_ORIENTATION] = orientation
         picture = ImageOps.exif_transpose(picture)
     if size is not None and picture.size != (size, size):
-        picture = _fit(picture, size)
+        picture = fit(picture, size)
     pixels = np.asarray(picture)
     return pixels.reshape(*pixels.shape[:2], -1), tuple(done)
 
@@ -88,7 +88,8 @@ def _flat(part: object) -> tuple:
     return part if isinstance(part, tuple) else (part,)
 
 
-def _fit(picture: Image.Image, size: int) -> Image.Image:
+def fit(picture: Image.Image, size: int) -> Image.Image:
+    """The shorter side resized to `size` (bicubic), then the centre size x size."""
     width, height = picture.size
     short = min(width, height)
     width, height = max(size, round(width * size / short)), max(size, round(height * size / short))

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from fastue.core.errors import DataError, UsageError
 from fastue.data.dataset import ImageDataset
+from fastue.data.demo import demo_dataset
 from fastue.data.folder import open_folder
+from fastue.data.npz import is_npz, open_npz
+from fastue.data.torchvision_sets import open_torchvision
 
 
 def open_dataset(
@@ -18,7 +21,8 @@ def open_dataset(
 ) -> ImageDataset:
     """Read a data set into memory.
 
-    source    a folder with one sub-folder a class; pictures are PNG, JPEG, WebP or BMP
+    source    a folder with one sub-folder a class (PNG, JPEG, WebP, BMP), a .npz file with x and y,
+              torchvision:NAME:FOLDER[:train|test], or demo:train, demo:test
     size      resize the shorter side to this and cut out the centre; without it all pictures must have one size
     labels    a CSV table `file,class` for a folder that is not sorted into classes
     on_error  "stop" (default) or "skip": what to do with pictures that cannot be read
@@ -32,13 +36,23 @@ def open_dataset(
         raise UsageError(f"--size must be between 1 and 8192, not {size}")
     name = os.fspath(source)
     path = Path(name)
-    if path.is_dir():
+    if labels is not None and not path.is_dir():
+        raise UsageError(f"--labels goes with a folder of pictures; {name} has its own labels")
+    if name.startswith("demo:"):
+        if size is not None:
+            raise UsageError("--size does not go with the demo data set, whose pictures are 32x32")
+        dataset = demo_dataset(name.removeprefix("demo:"))
+    elif name.startswith("torchvision:"):
+        dataset = open_torchvision(name, size=size)
+    elif path.is_dir():
         table = None if labels is None else _read_table(Path(labels))
         dataset = open_folder(path, size=size, table=table, on_error=on_error)
+    elif is_npz(path):
+        dataset = open_npz(path, size=size)
     elif not path.exists():
         raise DataError(f"{name}: no such file or folder")
     else:
-        raise DataError(f"{name}: not a folder of pictures")
+        raise DataError(f"{name}: not a folder of pictures and not an .npz file")
     present = len(dataset.labels.unique())
     if present < 2:
         only = dataset.classes[int(dataset.labels[0])] if present else "none"

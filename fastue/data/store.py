@@ -1,0 +1,396 @@
+"""The noise store: int8 noise in 1/255 in sharded safetensors files, and a manifest that is written last.
+
+    OUT/noise/unfinished.json            what is being made here; gone when the manifest stands
+    OUT/noise/shard-00000.safetensors    noise int8 [rows, C, H, W]
+    OUT/noise/pictures.safetensors       sha256 of each written picture's pixels, uint8 [N, 32]
+    OUT/manifest.json                    everything needed to look the noise up and to check the pictures
+
+The shard is the unit of commit: it is there whole or not at all. No file holds a time or a host name, so equal runs
+give equal bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastue import __version__
+from fastue.core.errors import DataError, UsageError
+from fastue.data.atomic import atomic_write_json, canonical_json, free_space_check, make_folder, remove_stale, writing
+from fastue.data.dataset import ImageDataset
+from fastue.data.tensorfile import file_sha256, read_header, read_tensors, write_tensors
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_UNFINISHED = "noise/unfinished.json"
+_PICTURES = "noise/pictures.safetensors"
+_SHARD_ROWS = 4096
+_SHARD_BYTES = 64 << 20
+# What the noise is a function of, as far as the store can tell; a run that differs in one of these is another run.
+_IDENTITY = ("method", "config", "compat", "seed", "eps", "levels", "per", "shape", "shard_rows", "source_fingerprint")
+_REQUIRED = (*_IDENTITY, "format", "ids", "labels", "classes", "rows", "shards", "pictures", "version")
+
+
+@dataclass(frozen=True)
+class WrittenPictures:
+    """What a writer wrote: file names relative to the run's directory, in row order (or one .npz), and pixel hashes."""
+
+    kind: str  # "png" or "npz"
+    files: list[str]
+    sha256: np.ndarray  # uint8 [N, 32], of the pixels [H, W, C]
+    notes: tuple[str, ...] = ()
+
+
+class NoiseStore:
+    """Noise of one data set in a directory; made by `create`, read by `open`.
+
+    `header` (while it grows) and `manifest` (once it is finished) are plain dicts; `per` is "sample" or "class".
+    """
+
+    def __init__(self, directory: Path, header: dict[str, Any], *, finished: bool):
+        self.directory = directory
+        self.header = header
+        self.finished = finished
+        self._digest = _digest(header)
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        dataset: ImageDataset,
+        *,
+        per: str,
+        eps: float,
+        header: dict[str, Any],
+        levels: int | None = None,
+        shard_rows: int | None = None,
+    ) -> "NoiseStore":
+        """Begin a store for the noise of `dataset`, or go on with one that a killed run left in `directory`.
+
+        `eps` is the budget in [0,1] pixel units, `levels` the same in whole steps of 1/255 (default: rounded down).
+        `header` holds `method` and `config`, optionally `seed` (else the config's), `compat`, and anything else that
+        can be JSON. Raises UsageError when the directory holds another run or other files, DataError when the disk is
+        too small.
+        """
+        directory = Path(directory)
+        full = _full_header(dataset, per, eps, levels, shard_rows, header)
+        for name in (MANIFEST, _UNFINISHED):
+            if (directory / name).exists():
+                found = _read_json(directory / name)
+                _check_same(directory, found, full)
+                store = cls(directory, found, finished=name == MANIFEST)
+                remove_stale(directory)
+                return store
+        for name in ("noise", "images"):
+            if (directory / name).is_dir() and any((directory / name).iterdir()):
+                raise UsageError(f"{directory / name}: holds files that no fastue run here wrote; choose another --out")
+        free_space_check(directory, full["rows"] * int(np.prod(full["shape"])) + (1 << 20))
+        make_folder(directory / "noise")
+        atomic_write_json(directory / _UNFINISHED, full)
+        return cls(directory, full, finished=False)
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], *, checksums: bool = True) -> "NoiseStore":
+        """A finished store. Checks the manifest's form and that every shard is there and whole.
+
+        checksums=False leaves out reading the shards' contents. Raises DataError that names the file at fault.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise DataError(f"{directory}: no such directory")
+        if not (directory / MANIFEST).exists():
+            if (directory / _UNFINISHED).exists():
+                raise DataError(f"{directory}: the run here is unfinished; start it again with the same arguments")
+            raise DataError(f"{directory}: not made by fastue protect (no {MANIFEST})")
+        manifest = _read_json(directory / MANIFEST)
+        _check_manifest(directory / MANIFEST, manifest)
+        store = cls(directory, manifest, finished=True)
+        for problem in store.shard_problems(checksums=checksums):
+            raise DataError(problem)
+        return store
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of a finished store."""
+        if not self.finished:
+            raise DataError(f"{self.directory}: the run here is unfinished; start it again with the same arguments")
+        return self.header
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        c, h, w = self.header["shape"]
+        return c, h, w
+
+    @property
+    def shard_count(self) -> int:
+        return -(-self.header["rows"] // self.header["shard_rows"])
+
+    def shard_slice(self, shard: int) -> slice:
+        """The rows of the bank that a shard holds."""
+        if not 0 <= shard < self.shard_count:
+            raise IndexError(f"shard {shard} of {self.shard_count}")
+        start = shard * self.header["shard_rows"]
+        return slice(start, min(start + self.header["shard_rows"], self.header["rows"]))
+
+    def shard_path(self, shard: int) -> Path:
+        return self.directory / _shard_name(shard)
+
+    def missing_shards(self) -> list[int]:
+        """Shards that are not there, or are damaged or another run's, and have to be written."""
+        return [shard for shard in range(self.shard_count) if self._shard_problem(shard, checksums=True)]
+
+    def write_shard(self, shard: int, noise: Tensor) -> None:
+        """Commit int8 noise [rows, C, H, W] of one shard. Raises DataError when it breaks the type or the budget."""
+        rows = self.shard_slice(shard)
+        expected = (rows.stop - rows.start, *self.shape)
+        if noise.dtype != torch.int8 or tuple(noise.shape) != expected:
+            found = f"{str(noise.dtype).removeprefix('torch.')} {list(noise.shape)}"
+            raise DataError(f"shard {shard}: noise must be int8 {list(expected)} in 1/255, not {found}")
+        strongest = _strongest(noise)
+        if strongest > self.header["levels"]:
+            raise DataError(f"shard {shard}: noise of {strongest}/255 is over the budget {self.header['levels']}/255")
+        write_tensors(self.shard_path(shard), {"noise": noise.contiguous()}, self._shard_state(shard))
+
+    def finish(self, pictures: WrittenPictures | None = None) -> dict[str, Any]:
+        """Write the manifest, after which the store is complete; returns it. All shards have to be there."""
+        if self.finished:
+            return self.header
+        if missing := self.missing_shards():
+            raise DataError(f"{self.directory}: {len(missing)} shards are not written yet, the first is {missing[0]}")
+        manifest = dict(self.header)
+        manifest["shards"] = [
+            {
+                "file": _shard_name(shard),
+                "rows": self.shard_slice(shard).stop - self.shard_slice(shard).start,
+                "sha256": file_sha256(self.shard_path(shard)),
+            }
+            for shard in range(self.shard_count)
+        ]
+        manifest["pictures"] = None
+        if pictures is not None:
+            hashes = torch.from_numpy(pictures.sha256)
+            digest = write_tensors(self.directory / _PICTURES, {"sha256": hashes}, {"run": self._digest})
+            manifest["pictures"] = {
+                "kind": pictures.kind,
+                "files": pictures.files,
+                "hashes": _PICTURES,
+                "hashes_sha256": digest,
+                "notes": list(pictures.notes),
+            }
+        atomic_write_json(self.directory / MANIFEST, manifest)
+        with writing(self.directory):
+            (self.directory / _UNFINISHED).unlink(missing_ok=True)
+        self.header, self.finished = manifest, True
+        return manifest
+
+    def rows(self, index: Tensor | np.ndarray | Sequence[int] | Sequence[str]) -> Tensor:
+        """Noise int8 [B, C, H, W] of data set rows, given by number or by id; class-wise noise by the row's label.
+
+        Only the rows asked for are read. Raises DataError for an id or a row that is not in the store.
+        """
+        wanted = self._numbers(index)
+        if self.header["per"] == "class":
+            wanted = np.asarray(self.header["labels"], dtype=np.int64)[wanted]
+        out = torch.empty((len(wanted), *self.shape), dtype=torch.int8)
+        shards = wanted // self.header["shard_rows"]
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            inside = wanted[places] - shard * self.header["shard_rows"]
+            out[torch.from_numpy(places)] = torch.from_numpy(self._map(int(shard))[inside])
+        return out
+
+    def bank(self) -> Tensor:
+        """All noise in memory: int8 [N, C, H, W], or [K, C, H, W] when it is class-wise."""
+        return torch.cat([torch.from_numpy(np.array(self._map(shard))) for shard in range(self.shard_count)])
+
+    def shard_problems(self, *, checksums: bool = True) -> list[str]:
+        """What is wrong with the shards of a finished store, one line each; empty when all is well."""
+        problems = []
+        for shard, entry in enumerate(self.manifest["shards"]):
+            problem = self._shard_problem(shard, checksums=checksums)
+            if not problem and checksums and file_sha256(self.shard_path(shard)) != entry["sha256"]:
+                problem = f"{self.shard_path(shard)}: changed: its sha256 is not the one in the manifest"
+            if problem:
+                problems.append(problem)
+        return problems
+
+    def _shard_state(self, shard: int) -> dict[str, Any]:
+        return {"run": self._digest, "shard": shard}
+
+    def _shard_problem(self, shard: int, *, checksums: bool) -> str | None:
+        path, rows = self.shard_path(shard), self.shard_slice(shard)
+        try:
+            head = read_header(path)
+            if head.state != self._shard_state(shard):
+                return f"{path}: belongs to another run"
+            entry = head.entries.get("noise")
+            if entry is None or entry[:2] != ("I8", (rows.stop - rows.start, *self.shape)):
+                return f"{path}: does not hold int8 noise of the right shape"
+            if checksums:
+                noise = read_tensors(path)[0]["noise"]
+                if _strongest(noise) > self.header["levels"]:
+                    return f"{path}: noise over the budget of {self.header['levels']}/255"
+        except DataError as error:
+            return str(error)
+        return None
+
+    def _map(self, shard: int) -> np.ndarray:
+        return _mapped(self.shard_path(shard), self.shard_path(shard).stat().st_mtime_ns)
+
+    def _numbers(self, index: Tensor | np.ndarray | Sequence[int] | Sequence[str]) -> np.ndarray:
+        if isinstance(index, Tensor):
+            index = index.cpu().numpy()
+        if len(index) and isinstance(index[0], str):
+            place = _places(tuple(self.header["ids"]))
+            unknown = [name for name in index if name not in place]
+            if unknown:
+                raise DataError(f"{self.directory}: no noise for {unknown[0]!r} ({len(unknown)} unknown ids)")
+            return np.array([place[name] for name in index], dtype=np.int64)
+        numbers = np.asarray(index, dtype=np.int64).reshape(-1)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.header["ids"]):
+            raise DataError(f"{self.directory}: rows run from 0 to {len(self.header['ids']) - 1}")
+        return numbers
+
+
+@lru_cache(maxsize=64)
+def _mapped(path: Path, _changed: int) -> np.ndarray:
+    return read_header(path).map_array("noise", np.int8)
+
+
+@lru_cache(maxsize=2)
+def _places(ids: tuple[str, ...]) -> dict[str, int]:
+    return {name: row for row, name in enumerate(ids)}
+
+
+def _shard_name(shard: int) -> str:
+    return f"noise/shard-{shard:05d}.safetensors"
+
+
+def _strongest(noise: Tensor) -> int:
+    """The largest absolute value; int8 -128 has none of its own and counts as 128."""
+    return max(int(noise.max()), -int(noise.min())) if noise.numel() else 0
+
+
+def _full_header(
+    dataset: ImageDataset, per: str, eps: float, levels: int | None, shard_rows: int | None, header: dict[str, Any]
+) -> dict[str, Any]:
+    if per not in ("sample", "class"):
+        raise UsageError(f'noise is per "sample" or per "class", not {per!r}')
+    if levels is None:
+        levels = int(eps * 255 + 1e-6)
+    # One thousandth of a level of slack: 8/255 as a float times 255 may be 7.9999999.
+    if not 1 <= levels <= 127 or levels > eps * 255 + 1e-3:
+        raise UsageError(
+            f"eps {eps:g} is {eps * 255:g}/255; as int8 noise it must be at least 1/255 and at most 127/255"
+        )
+    pixels = int(np.prod(dataset.shape))
+    if shard_rows is None:
+        shard_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // pixels))
+    config = header.get("config", {})
+    full = {
+        "compat": "none",
+        "seed": config.get("seed", 0),
+        **header,
+        "config": config,
+        "format": FORMAT,
+        "version": __version__,
+        "per": per,
+        "eps": float(eps),
+        "levels": int(levels),
+        "shape": list(dataset.shape),
+        "rows": len(dataset) if per == "sample" else dataset.num_classes,
+        "shard_rows": int(shard_rows),
+        "ids": dataset.ids,
+        "labels": dataset.labels.tolist(),
+        "classes": dataset.classes,
+        "source": dataset.source,
+        "source_fingerprint": dataset.fingerprint(),
+    }
+    if "method" not in full:
+        raise UsageError("the header of a store needs the name of its method")
+    try:
+        # Tuples become lists here, as they will when the file is read again.
+        return json.loads(canonical_json(full))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the header of a store must be plain JSON values: {error}") from error
+
+
+def _digest(header: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({name: header.get(name) for name in _IDENTITY}).encode()).hexdigest()
+
+
+def _check_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    different = [name for name in _IDENTITY if found.get(name) != wanted.get(name)]
+    if not different:
+        return
+    name = different[0]
+    before, now = found.get(name), wanted.get(name)
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+        before, now = before.get(name), now.get(name)
+    raise UsageError(
+        f"{directory}: holds a run with another {name} ({before!r}, now {now!r}); "
+        "repeat its arguments to go on with it, or choose another --out"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged: not JSON") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: damaged: not a JSON object")
+    return value
+
+
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: format {manifest.get('format')!r}, this version of fastue reads format {FORMAT}")
+    missing = [name for name in _REQUIRED if name not in manifest]
+    if missing:
+        raise DataError(f"{path}: damaged: no {', '.join(missing)}")
+    try:
+        n, classes = len(manifest["ids"]), len(manifest["classes"])
+        good = (
+            len(manifest["labels"]) == n
+            and len(set(manifest["ids"])) == n
+            and all(isinstance(name, str) for name in (*manifest["ids"], *manifest["classes"]))
+            and all(type(label) is int and 0 <= label < classes for label in manifest["labels"])
+            and manifest["per"] in ("sample", "class")
+            and manifest["rows"] == (n if manifest["per"] == "sample" else classes)
+            and len(manifest["shape"]) == 3
+            and all(type(side) is int and side > 0 for side in manifest["shape"])
+            and type(manifest["shard_rows"]) is int
+            and manifest["shard_rows"] > 0
+            and type(manifest["levels"]) is int
+            and 1 <= manifest["levels"] <= manifest["eps"] * 255 + 1e-3
+            and [entry["file"] for entry in manifest["shards"]]
+            == [_shard_name(k) for k in range(-(-manifest["rows"] // manifest["shard_rows"]))]
+        )
+        pictures = manifest["pictures"]
+        if pictures is not None:
+            good = good and pictures["hashes"] == _PICTURES and all(map(is_inside, pictures["files"]))
+            good = good and len(pictures["files"]) == (n if pictures["kind"] == "png" else 1)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged: {error!r}") from error
+    if not good:
+        raise DataError(f"{path}: damaged: its entries do not fit together")
+
+
+def is_inside(name: object) -> bool:
+    """Whether a relative file name stays below the folder it is relative to."""
+    if not isinstance(name, str) or not name or name.startswith("/") or "\0" in name:
+        return False
+    return not any(part in ("", ".", "..") for part in name.split("/"))

@@ -1,0 +1,316 @@
+"""Read a protected directory back: as a data set to train on, and to check every file against noise and originals."""
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastue.core.errors import DataError
+from fastue.data.dataset import ImageDataset
+from fastue.data.folder import read_pictures, some
+from fastue.data.npz import open_npz
+from fastue.data.parallel import map_blocks
+from fastue.data.pictures import EXTENSIONS, PictureError, decode
+from fastue.data.sources import open_dataset
+from fastue.data.store import NoiseStore
+from fastue.data.tensorfile import file_sha256, read_tensors
+from fastue.data.writers import is_png, pixel_hash, protected_pictures
+
+_BLOCK = 128
+
+
+@dataclass
+class VerifyResult:
+    """What a check of a protected directory found. `ok` means that nothing is wrong.
+
+    The lists hold file names (of an .npz: ids). `max_levels` and `psnr` compare the written pictures with the
+    originals and are None when no source was given.
+    """
+
+    pictures: int = 0
+    checked: int = 0
+    source_checked: bool = False
+    levels: int = 0
+    max_levels: int | None = None
+    psnr: float | None = None
+    missing: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    wrong_size: list[str] = field(default_factory=list)
+    lossy: list[str] = field(default_factory=list)
+    over_budget: list[str] = field(default_factory=list)
+    wrong_label: list[str] = field(default_factory=list)
+    not_in_source: list[str] = field(default_factory=list)
+    store: list[str] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """One line for each kind of thing that is wrong, with the first few names."""
+        kinds = {
+            "missing": self.missing,
+            "cannot be read": self.unreadable,
+            "not written by this run": self.extra,
+            "pixels differ from what was written": self.changed,
+            "wrong size": self.wrong_size,
+            "not PNG files any more (encoded again?)": self.lossy,
+            f"over the budget of {self.levels}/255": self.over_budget,
+            "label differs": self.wrong_label,
+            "not in the source": self.not_in_source,
+        }
+        lines = [f"{len(names)} pictures {kind}: {some(names)}" for kind, names in kinds.items() if names]
+        return lines + self.store
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems()
+
+    def text(self) -> str:
+        """The report as printed."""
+        lines = [f"{self.checked} of {self.pictures} pictures decoded, budget {self.levels}/255"]
+        if self.source_checked:
+            psnr = "none changed" if self.psnr == math.inf else f"PSNR {self.psnr:.2f} dB"
+            lines.append(f"against the source: largest difference {self.max_levels}/255, {psnr}")
+        else:
+            lines.append("no source given: pixels checked against the hashes of this run, not against the originals")
+        lines += [f"WRONG: {line}" for line in self.problems()] or ["ok: nothing is wrong"]
+        return "\n".join(lines)
+
+
+def open_protected(directory: str | os.PathLike[str]) -> ImageDataset:
+    """The pictures as written, decoded from their files, with the ids, labels and classes of the manifest.
+
+    Raises DataError when the run is unfinished or files are missing, unreadable or of another size.
+    """
+    directory = Path(directory)
+    manifest = NoiseStore.open(directory, checksums=False).manifest
+    pictures = manifest["pictures"]
+    if pictures is None:
+        raise DataError(f"{directory}: holds noise only; no pictures were written")
+    if pictures["kind"] == "npz":
+        dataset = open_npz(directory / pictures["files"][0])
+        if dataset.ids != manifest["ids"] or dataset.labels.tolist() != manifest["labels"]:
+            raise DataError(f"{directory / pictures['files'][0]}: its ids or labels are not those of the manifest")
+        return dataset
+    files = pictures["files"]
+    absent = [name for name in files if not (directory / name).is_file()]
+    if absent:
+        raise DataError(f"{directory}: {len(absent)} of {len(files)} written pictures are missing: {some(absent)}")
+    notes: list[str] = []
+    pixels, _ = read_pictures(directory, files, size=None, on_error="stop", notes=notes)
+    if list(pixels.shape[1:]) != _hwc(manifest["shape"]):
+        raise DataError(f"{directory}: pictures are {list(pixels.shape[1:])}, the manifest says {manifest['shape']}")
+    return ImageDataset(
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        labels=torch.tensor(manifest["labels"], dtype=torch.int64),
+        ids=manifest["ids"],
+        classes=manifest["classes"],
+        source=str(directory),
+        notes=notes,
+    )
+
+
+def verify(
+    directory: str | os.PathLike[str],
+    source: str | os.PathLike[str] | ImageDataset | None = None,
+    *,
+    labels: str | os.PathLike[str] | None = None,
+) -> VerifyResult:
+    """Decode every written picture again and compare it with what it has to be.
+
+    With `source` (an open data set, or what open_dataset takes) every pixel must equal clip(x + noise, 0, 255) for the
+    original of the same id, recomputed here; without it, pixels are compared with the hashes taken when they were
+    written. Shards are hashed and held to the budget in both cases. Raises DataError when there is nothing to check.
+    """
+    directory = Path(directory)
+    store = NoiseStore.open(directory, checksums=False)
+    manifest = store.manifest
+    pictures = manifest["pictures"]
+    result = VerifyResult(pictures=len(manifest["ids"]), levels=manifest["levels"], store=store.shard_problems())
+    if pictures is None:
+        return result
+    hashes = _hashes(directory, manifest, result)
+    originals = None
+    if source is not None:
+        if not isinstance(source, ImageDataset):
+            height, width = manifest["shape"][1:]
+            size = height if height == width else None
+            source = open_dataset(source, size=size, labels=labels, on_error="skip")
+        originals = _Originals(source, manifest, result)
+    if pictures["kind"] == "npz":
+        found = _decoded_npz(directory / pictures["files"][0], manifest, result)
+        names = manifest["ids"]
+    else:
+        found = _decoded_files(directory, pictures["files"], manifest["shape"], result)
+        names = pictures["files"]
+        _check_labels(names, manifest, result)
+        result.extra = _extra(directory, names)
+    check = _Check(store, names, hashes, originals, result)
+    for rows, pixels in found:
+        check.block(rows, pixels)
+    check.done()
+    return result
+
+
+class _Originals:
+    """Row of the source for each row of the manifest, by id; -1 where there is none."""
+
+    def __init__(self, source: ImageDataset, manifest: dict, result: VerifyResult):
+        self.source = source
+        place = {name: row for row, name in enumerate(source.ids)}
+        self.rows = np.array([place.get(name, -1) for name in manifest["ids"]], dtype=np.int64)
+        result.not_in_source = [name for name, row in zip(manifest["ids"], self.rows, strict=True) if row < 0]
+        if list(source.shape) != manifest["shape"]:
+            raise DataError(f"{source.source}: pictures are {list(source.shape)}, protected were {manifest['shape']}")
+        names = [source.classes[label] for label in source.labels.tolist()]
+        for name, label, row in zip(manifest["ids"], manifest["labels"], self.rows, strict=True):
+            if row >= 0 and names[row] != manifest["classes"][label]:
+                result.wrong_label.append(name)
+        if source.fingerprint() != manifest["source_fingerprint"]:
+            result.store.append(f"{source.source}: not the data set that was protected (fingerprint differs)")
+
+
+class _Check:
+    """Compares blocks of decoded pictures with what they have to be, and sums up the differences."""
+
+    def __init__(
+        self,
+        store: NoiseStore,
+        names: list[str],
+        hashes: np.ndarray | None,
+        originals: _Originals | None,
+        result: VerifyResult,
+    ):
+        self.store, self.names, self.hashes, self.originals, self.result = store, names, hashes, originals, result
+        self.compat = store.manifest["compat"] == "emn2021"
+        self.readable = not result.store or not store.shard_problems(checksums=False)
+        self.squares, self.values, self.strongest = 0, 0, 0
+
+    def block(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        """rows int64 [B], pixels uint8 [B,H,W,C]"""
+        result, changed = self.result, set()
+        result.checked += len(rows)
+        if self.hashes is not None:
+            actual = np.stack([pixel_hash(picture) for picture in pixels])
+            changed |= set(rows[(actual != self.hashes[rows]).any(1)].tolist())
+        if self.originals is not None:
+            there = self.originals.rows[rows] >= 0
+            rows, pixels = rows[there], pixels[there]
+            if len(rows):
+                changed |= self._compare(rows, pixels)
+        result.changed += [self.names[row] for row in sorted(changed)]
+
+    def _compare(self, rows: np.ndarray, pixels: np.ndarray) -> set[int]:
+        x = self.originals.source.images[torch.from_numpy(self.originals.rows[rows])].cpu()
+        found = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        change = found.to(torch.int16) - x.to(torch.int16)
+        strongest = change.abs().amax((1, 2, 3))
+        self.squares += int(change.to(torch.int64).square().sum())
+        self.values += change.numel()
+        self.strongest = max(self.strongest, int(strongest.max()))
+        over = rows[(strongest > self.result.levels).numpy()]
+        self.result.over_budget += [self.names[row] for row in over]
+        if not self.readable:  # the damaged shard is reported; its noise says nothing
+            return set()
+        noise = self.store.rows(rows)
+        wanted = protected_pictures(x, noise, torch.arange(len(rows)), compat_emn2021=self.compat)
+        return set(rows[(wanted != found).flatten(1).any(1).numpy()].tolist())
+
+    def done(self) -> None:
+        if self.originals is None:
+            return
+        self.result.source_checked = True
+        self.result.max_levels = self.strongest
+        error = self.squares / self.values if self.values else 0
+        self.result.psnr = 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def _hashes(directory: Path, manifest: dict, result: VerifyResult) -> np.ndarray | None:
+    path = directory / manifest["pictures"]["hashes"]
+    try:
+        hashes = read_tensors(path)[0]["sha256"].numpy()
+        if file_sha256(path) != manifest["pictures"]["hashes_sha256"] or hashes.shape != (len(manifest["ids"]), 32):
+            raise DataError(f"{path}: changed: its sha256 is not the one in the manifest")
+    except (DataError, KeyError) as error:
+        result.store.append(str(error))
+        return None
+    return hashes
+
+
+def _decoded_files(
+    directory: Path, files: list[str], shape: list[int], result: VerifyResult
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    wanted = tuple(_hwc(shape))
+
+    def work(block: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        rows, pictures, wrong = [], [], {}
+        for row in block:
+            path = directory / files[row]
+            if not path.is_file():
+                wrong[row] = "missing"
+                continue
+            try:
+                pixels, _ = decode(path)
+            except PictureError:
+                wrong[row] = "unreadable"
+                continue
+            if not is_png(path):
+                wrong[row] = "lossy"
+            if pixels.shape != wanted:
+                wrong[row] = "wrong_size"
+                continue
+            rows.append(row)
+            pictures.append(pixels)
+        stacked = np.stack(pictures) if pictures else np.empty((0, *wanted), np.uint8)
+        return np.array(rows, dtype=np.int64), stacked, wrong
+
+    for rows, pixels, wrong in map_blocks(work, len(files), _BLOCK):
+        for row, kind in wrong.items():
+            getattr(result, kind).append(files[row])
+        if len(rows):
+            yield rows, pixels
+
+
+def _decoded_npz(path: Path, manifest: dict, result: VerifyResult) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    try:
+        dataset = open_npz(path)
+    except DataError as error:
+        result.store.append(str(error))
+        return
+    place = {name: row for row, name in enumerate(dataset.ids)}
+    rows = np.array([place.get(name, -1) for name in manifest["ids"]], dtype=np.int64)
+    result.missing = [name for name, row in zip(manifest["ids"], rows, strict=True) if row < 0]
+    result.extra = sorted(set(dataset.ids) - set(manifest["ids"]))
+    labels = dataset.labels.tolist()
+    for name, label, row in zip(manifest["ids"], manifest["labels"], rows, strict=True):
+        if row >= 0 and labels[row] != label:
+            result.wrong_label.append(name)
+    if list(dataset.shape) != manifest["shape"]:
+        result.wrong_size = list(dataset.ids)
+        return
+    pixels = dataset.images.permute(0, 2, 3, 1).numpy()
+    there = np.flatnonzero(rows >= 0)
+    for start in range(0, len(there), _BLOCK):
+        part = there[start : start + _BLOCK]
+        yield part, pixels[rows[part]]
+
+
+def _check_labels(files: list[str], manifest: dict, result: VerifyResult) -> None:
+    for name, label in zip(files, manifest["labels"], strict=True):
+        if name.split("/")[1] != manifest["classes"][label]:
+            result.wrong_label.append(name)
+
+
+def _extra(directory: Path, files: list[str]) -> list[str]:
+    known = set(files)
+    top = files[0].split("/")[0] if files else "images"
+    found = (path.relative_to(directory).as_posix() for path in (directory / top).rglob("*") if path.is_file())
+    return sorted(name for name in found if name not in known and os.path.splitext(name)[1].lower() in EXTENSIONS)
+
+
+def _hwc(shape: list[int]) -> list[int]:
+    c, h, w = shape
+    return [h, w, c]

@@ -1,0 +1,183 @@
+"""Writers of protected pictures: clip(x + noise, 0, 255) as PNG files or as one .npz, nothing lossy."""
+
+import hashlib
+import io
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastue.core.errors import DataError
+from fastue.data.atomic import atomic_write, atomic_write_bytes, make_folder, sync_all, writing
+from fastue.data.dataset import ImageDataset
+from fastue.data.parallel import map_blocks
+from fastue.data.pictures import EXTENSIONS, PictureError, decode
+from fastue.data.store import WrittenPictures, is_inside
+
+_BLOCK = 128
+
+
+def protected_pictures(images: Tensor, noise: Tensor, rows: Tensor, *, compat_emn2021: bool = False) -> Tensor:
+    """clip(x + noise[rows], 0, 255): images uint8 [B,C,H,W], noise int8 [M,C,H,W] in 1/255, rows int64 [B] -> uint8.
+
+    compat_emn2021 repeats what the public EMN code does when it builds its pictures: negative noise becomes 0.
+    The result is channels_last.
+    """
+    out = torch.empty_like(images, memory_format=torch.channels_last)
+    step = 4096  # the int16 sum of a whole data set would be twice its size
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        change = noise[rows[part]].to(torch.int16)
+        if compat_emn2021:
+            change.clamp_(min=0)
+        out[part] = change.add_(images[part]).clamp_(0, 255).to(torch.uint8)
+    return out
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    dataset: ImageDataset,
+    noise: Tensor,
+    rows: Tensor,
+    *,
+    compat_emn2021: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> WrittenPictures:
+    """Write every picture of `dataset` with its noise as folder/<class>/<name>.png, by threads.
+
+    noise int8 [M,C,H,W] in 1/255, rows int64 [N] picks the noise of each picture. A file that already holds the right
+    pixels is left alone, so a killed run can be repeated. All is on the disk when this returns.
+    Raises DataError when a class name cannot be a folder name or the disk is full.
+    """
+    folder = Path(folder)
+    names, notes = picture_names(dataset)
+    for parent in sorted({os.path.dirname(name) for name in names}):
+        make_folder(folder / parent)
+    hashes = np.empty((len(dataset), 32), dtype=np.uint8)
+    images, rows, noise = dataset.images.cpu(), rows.cpu(), noise.cpu()
+
+    def work(block: range) -> int:
+        part = slice(block.start, block.stop)
+        pictures = protected_pictures(images[part], noise, rows[part], compat_emn2021=compat_emn2021)
+        pixels = pictures.permute(0, 2, 3, 1).numpy()
+        for row in block:
+            picture = pixels[row - block.start]
+            hashes[row] = pixel_hash(picture)
+            if not _holds(folder / names[row], picture):
+                atomic_write_bytes(folder / names[row], encode_png(picture), durable=False)
+        return len(block)
+
+    done = 0
+    with writing(folder):
+        for count in map_blocks(work, len(dataset), _BLOCK):
+            done += count
+            progress(done, len(dataset))
+        sync_all()
+    return WrittenPictures("png", [f"{folder.name}/{name}" for name in names], hashes, tuple(notes))
+
+
+def write_npz(
+    path: str | os.PathLike[str],
+    dataset: ImageDataset,
+    noise: Tensor,
+    rows: Tensor,
+    *,
+    compat_emn2021: bool = False,
+) -> WrittenPictures:
+    """Write all pictures with their noise as one .npz: x uint8 [N,H,W,C], y int64 [N], ids and classes as strings.
+
+    Equal content gives equal bytes (the archive holds no times).
+    """
+    path = Path(path)
+    pictures = protected_pictures(dataset.images.cpu(), noise.cpu(), rows.cpu(), compat_emn2021=compat_emn2021)
+    x = pictures.permute(0, 2, 3, 1).numpy()
+    arrays = {
+        "x": x,
+        "y": dataset.labels.cpu().numpy(),
+        "ids": np.array(dataset.ids),
+        "classes": np.array(dataset.classes),
+    }
+
+    def fill(file: io.BufferedIOBase) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                # numpy's own writer stamps the current time into the archive
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+    make_folder(path.parent)
+    atomic_write(path, fill)
+    hashes = np.stack([pixel_hash(picture) for picture in x]) if len(x) else np.empty((0, 32), np.uint8)
+    return WrittenPictures("npz", [path.name], hashes)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """PNG bytes of uint8 pixels [H,W,1] or [H,W,3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixel_hash(pixels: np.ndarray) -> np.ndarray:
+    """sha256 of uint8 pixels [H,W,C], as uint8 [32]."""
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), dtype=np.uint8)
+
+
+def picture_names(dataset: ImageDataset) -> tuple[list[str], list[str]]:
+    """The file name of each picture, <class>/<id without class and extension>.png, and notes.
+
+    Pictures that would share a name (a.jpg and a.png, or names that differ in case only) keep their extension:
+    a.jpg.png and a.png.png. Raises DataError for class names and ids that would leave the folder.
+    """
+    bad = [name for name in dataset.classes if not is_inside(name) or "/" in name]
+    if bad:
+        raise DataError(f"class names that cannot be folder names, rename them: {', '.join(map(repr, bad[:5]))}")
+    bad = [name for name in dataset.ids if not is_inside(name)]
+    if bad:
+        raise DataError(f"ids that cannot be file names, rename them: {', '.join(map(repr, bad[:5]))}")
+    whole = []
+    for name, label in zip(dataset.ids, dataset.labels.tolist(), strict=True):
+        folder = f"{dataset.classes[label]}/"
+        whole.append(folder + name.removeprefix(folder))
+    short = [stem if end.lower() in EXTENSIONS else stem + end for stem, end in map(os.path.splitext, whole)]
+    names = [f"{name}.png" for name in short]
+    shared = _shared(names)
+    for row in shared:
+        names[row] = f"{whole[row]}.png"
+    for row in _shared(names):
+        names[row] = f"{whole[row]}-{row}.png"
+    if _shared(names):
+        raise DataError(f"picture names that cannot be told apart, rename them: {names[_shared(names)[0]]!r}")
+    notes = []
+    if shared:
+        notes.append(f"{len(shared)} pictures share a name with another and keep their extension in it")
+    return names, notes
+
+
+def _shared(names: list[str]) -> list[int]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(names):
+        groups[name.casefold()].append(row)
+    return [row for group in groups.values() if len(group) > 1 for row in group]
+
+
+def _holds(path: Path, pixels: np.ndarray) -> bool:
+    if not path.exists():
+        return False
+    try:
+        found, _ = decode(path)
+    except PictureError:
+        return False
+    return is_png(path) and found.shape == pixels.shape and np.array_equal(found, pixels)
+
+
+def is_png(path: Path) -> bool:
+    """Whether a file begins like a PNG, whatever its name says."""
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
