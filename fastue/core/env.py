@@ -1,4 +1,4 @@
-"""The environment variables fastue reads: all of them, and only here. docs/ENVIRONMENT.md is the same table for people."""
+"""The environment variables fastue reads: all of them, and only here. docs/ENVIRONMENT.md is the same table."""
 
 import os
 

@@ -60,7 +60,7 @@ def triton(dtypes: frozenset[torch.dtype]) -> Backend:
     return Backend("triton", "cuda", dtypes, load, interpretable=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpSpec:
     """Everything the registry, the generic test and the benchmark know about an op.
 

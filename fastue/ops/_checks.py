@@ -21,7 +21,7 @@ def tensor(
     device: torch.device,
 ) -> None:
     """Raise unless t has the dtype, device, layout and shape; a letter in `shape` stands for any size."""
-    if t.dim() != len(shape) or any(isinstance(s, int | torch.SymInt) and s != n for s, n in zip(shape, t.shape)):
+    if t.dim() != len(shape) or any(not isinstance(s, str) and s != n for s, n in zip(shape, t.shape, strict=True)):
         wanted = ", ".join(str(s) for s in shape)
         raise ValueError(f"{op}: {name} must be [{wanted}], got {list(t.shape)}")
     if t.dtype not in dtypes:

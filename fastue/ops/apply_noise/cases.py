@@ -29,7 +29,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "mixed": _case(g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, PLANAR), **normal),
         "crossed": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR, INTERLEAVED, INTERLEAVED), **normal),
         "model_layout": _case(g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, INTERLEAVED, PLANAR), **normal),
-        "beyond_cache": _case(g, dtype, 3, 4, 3, 420, 420, **normal),
+        "beyond_cache": _case(g, dtype, 3, 4, 3, 500, 500, **normal),
     }
     # Black and white pixels with noise at the budget on every side of the clamp, and exact sums of 0 and 1.
     x = torch.tensor([0, 0, 0, 255, 255, 255, 1, 254, 128, 8, 247, 127], dtype=torch.uint8).view(1, 3, 2, 2)

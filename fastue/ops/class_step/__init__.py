@@ -1,4 +1,4 @@
-"""class_step: the class-wise update of EMN: a step for each sample, then the mean over the batch's samples of a class."""
+"""class_step: the class-wise update of EMN, a step for each sample and the mean over the samples of a class."""
 
 import torch
 

@@ -26,7 +26,7 @@ def check(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std)
 
 
 def band(exact, noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std):
-    """An int8 bank rounds to nearest: within 1e-3 of a tie either neighbour is right, and so is the input made of it."""
+    """An int8 bank rounds to nearest: within 1e-3 of a tie either neighbour is right, and the input made of it."""
     if noise.dtype != torch.int8:
         return None
     n = noise[index].double() * scale

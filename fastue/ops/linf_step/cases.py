@@ -38,7 +38,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "next_input_mixed": _case(
             g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, INTERLEAVED), **out(3, 3, 33, 35, PLANAR)
         ),
-        "next_input_beyond_cache": _case(g, dtype, 3, 4, 3, 420, 420, **out(3, 3, 420, 420)),
+        "next_input_beyond_cache": _case(g, dtype, 3, 4, 3, 500, 500, **out(3, 3, 500, 500)),
         "mask": _case(g, dtype, 5, 9, 3, 7, 9, mask=torch.rand((5, 1, 7, 9), generator=g) < 0.5),
         "mask_planar": _case(
             g, dtype, 3, 5, 3, 33, 35, (PLANAR,) * 3, mask=torch.rand((3, 1, 33, 35), generator=g) < 0.5

@@ -1,0 +1,20 @@
+// The Python module and the schemas of the native ops. Each op's code registers itself in csrc/<op>/.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastue_native, m) {
+  m.def(
+      "apply_noise(Tensor x, Tensor noise, Tensor index, Tensor(a!) out, float[] mean, float[] std, float scale,"
+      " Tensor? ids, int seed, int epoch, int pad, bool flip) -> ()");
+  m.def(
+      "linf_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor index, float step, float eps, bool ascend,"
+      " float scale, Tensor? mask, Tensor(b!)? out, float[] mean, float[] std) -> ()");
+  m.def(
+      "class_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend) -> ()");
+}
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "Compiled ops of fastue: torch.ops.fastue_native", -1,
+                               nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,83 @@
+// CPU building blocks: a picture is worked on in tiles that fit the L1 cache, in the layout of the noise bank. A tensor
+// that is float32 and laid out like the bank is used where it lies; any other is converted to or from a tile first.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+// One portable binary with AVX-512, AVX2 and baseline code; the loader picks. GCC on Linux x86-64 only.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+#define FASTUE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FASTUE_CLONES
+#endif
+#define FASTUE_INLINE inline __attribute__((always_inline))
+
+namespace fastue {
+
+// Elements of a tile: a multiple of 3 channels x 16 lanes, and three float tiles stay within 24 KiB.
+constexpr int64_t kTile = 1536;
+// Outputs from this size on are written past the cache: they would not be in it any more when they are read.
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
+
+enum class Type { f32, bf16, f16, s8, u8 };
+
+// A batch or bank of pictures [N, C, H, W] in memory.
+struct Pictures {
+  void* data = nullptr;
+  Type type = Type::f32;
+  bool interleaved = false;  // channels_last
+};
+
+// Which part of picture `row` a tile is, in the working layout: `pixels` pixels of all channels from pixel `first` on
+// (interleaved), or of one channel (planar).
+struct Tile {
+  int64_t row, channel, first, pixels, elements;
+};
+
+// The pictures' common shape and the working layout.
+struct Shape {
+  int64_t channels, area;  // area = H*W
+  bool interleaved;
+
+  int64_t tile_pixels() const { return interleaved ? kTile / channels : kTile; }
+  int64_t tiles_per_plane() const { return (area + tile_pixels() - 1) / tile_pixels(); }
+  int64_t tiles() const { return tiles_per_plane() * (interleaved ? 1 : channels); }  // of one picture
+  Tile tile(int64_t row, int64_t t) const {
+    const int64_t channel = t / tiles_per_plane(), first = t % tiles_per_plane() * tile_pixels();
+    return part(row, channel, first, std::min(tile_pixels(), area - first));
+  }
+  Tile part(int64_t row, int64_t channel, int64_t first, int64_t pixels) const {
+    return {row, channel, first, pixels, interleaved ? pixels * channels : pixels};
+  }
+  // Where the tile starts in a tensor of the working layout.
+  int64_t offset(const Tile& t) const {
+    return t.row * channels * area + (interleaved ? t.first * channels : t.channel * area + t.first);
+  }
+};
+
+// Mean and std of each channel.
+struct Normalisation {
+  bool on = false;
+  float mean[3] = {0, 0, 0}, std[3] = {1, 1, 1};
+};
+
+// The tile as floats: where it lies if it is float32 in the working layout, else converted into `scratch`.
+const float* load(const Pictures& from, const Shape& s, const Tile& t, float* scratch);
+// The same for uint8 pictures.
+const uint8_t* load_bytes(const Pictures& from, const Shape& s, const Tile& t, uint8_t* scratch);
+// In place: (v - mean) / std.
+void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& t);
+// Round a float tile to the type and layout of `to`; `stream` writes past the cache where that is possible.
+void store(const float* from, const Pictures& to, const Shape& s, const Tile& t, bool stream);
+// After streamed stores, before another thread may read them.
+void fence();
+
+// The definition divides by 255; so does this, to the same bits.
+FASTUE_INLINE float pixel(uint8_t v) { return static_cast<float>(v) / 255.0f; }
+FASTUE_INLINE float clamp(float v, float low, float high) {
+  v = v < low ? low : v;
+  return v > high ? high : v;
+}
+
+}  // namespace fastue

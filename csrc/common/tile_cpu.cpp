@@ -1,0 +1,149 @@
+// Conversions between tensors and tiles; see tile.h.
+#include "tile.h"
+
+#include <cstring>
+#include <type_traits>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace fastue {
+namespace {
+
+struct bf16 {
+  uint16_t bits;
+};
+#if defined(__FLT16_MANT_DIG__)
+using f16 = _Float16;
+#else
+#error "this compiler has no _Float16 (GCC 12 or clang 15 have)"
+#endif
+
+FASTUE_INLINE float to_float(float v) { return v; }
+FASTUE_INLINE float to_float(uint8_t v) { return static_cast<float>(v); }
+FASTUE_INLINE float to_float(int8_t v) { return static_cast<float>(v); }
+FASTUE_INLINE float to_float(f16 v) { return static_cast<float>(v); }
+FASTUE_INLINE float to_float(bf16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+FASTUE_INLINE void from_float(float v, float& out) { out = v; }
+FASTUE_INLINE void from_float(float v, f16& out) { out = static_cast<f16>(v); }
+FASTUE_INLINE void from_float(float v, bf16& out) {  // to nearest, ties to even; a NaN stays one
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+  out.bits = static_cast<uint16_t>(v != v ? 0x7FC0u : rounded);
+}
+
+// For each (memory index, tile index) of a tile in a tensor of the *other* layout. C is a constant inside, for the
+// compiler's shuffles.
+template <int C, class F>
+FASTUE_INLINE void each_crossed(const Shape& s, const Tile& t, F f) {
+  const int64_t base = t.row * C * s.area;
+  if (s.interleaved) {
+    for (int c = 0; c < C; ++c)
+      for (int64_t p = 0; p < t.pixels; ++p) f(base + c * s.area + t.first + p, p * C + c);
+  } else {
+    for (int64_t p = 0; p < t.pixels; ++p) f(base + (t.first + p) * C + t.channel, p);
+  }
+}
+
+// Copy a tile out of `from` and convert it.
+template <class From, class To>
+FASTUE_INLINE void load_as(const Pictures& from, const Shape& s, const Tile& t, To* to) {
+  const From* data = static_cast<const From*>(from.data);
+  if (from.interleaved == s.interleaved || s.channels == 1) {
+    data += s.offset(t);
+    for (int64_t i = 0; i < t.elements; ++i) to[i] = static_cast<To>(to_float(data[i]));
+  } else {
+    each_crossed<3>(s, t, [&](int64_t m, int64_t i) { to[i] = static_cast<To>(to_float(data[m])); });
+  }
+}
+
+}  // namespace
+
+FASTUE_CLONES const float* load(const Pictures& from, const Shape& s, const Tile& t, float* scratch) {
+  if (from.type == Type::f32 && (from.interleaved == s.interleaved || s.channels == 1))
+    return static_cast<const float*>(from.data) + s.offset(t);
+  if (from.type == Type::f32) load_as<float>(from, s, t, scratch);
+  if (from.type == Type::bf16) load_as<bf16>(from, s, t, scratch);
+  if (from.type == Type::f16) load_as<f16>(from, s, t, scratch);
+  if (from.type == Type::s8) load_as<int8_t>(from, s, t, scratch);
+  return scratch;
+}
+
+FASTUE_CLONES const uint8_t* load_bytes(const Pictures& from, const Shape& s, const Tile& t, uint8_t* scratch) {
+  if (from.interleaved == s.interleaved || s.channels == 1)
+    return static_cast<const uint8_t*>(from.data) + s.offset(t);
+  load_as<uint8_t>(from, s, t, scratch);
+  return scratch;
+}
+
+namespace {
+
+// Write n values past the cache where that is asked for and possible.
+template <class T>
+FASTUE_INLINE void put(T* to, const T* from, int64_t n, bool stream) {
+#if defined(__SSE2__)
+  if (stream && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    constexpr int64_t lanes = 16 / sizeof(T);
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+    to += i, from += i, n -= i;
+  }
+#endif
+  std::memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+}
+
+template <class T>
+FASTUE_INLINE void store_as(const float* from, const Pictures& to, const Shape& s, const Tile& t, bool stream) {
+  T* data = static_cast<T*>(to.data);
+  if (to.interleaved == s.interleaved || s.channels == 1) {
+    data += s.offset(t);
+    if constexpr (std::is_same_v<T, float>) {
+      put(data, from, t.elements, stream);
+    } else {
+      alignas(64) T narrow[kTile];
+      for (int64_t i = 0; i < t.elements; ++i) from_float(from[i], narrow[i]);
+      put(data, narrow, t.elements, stream);
+    }
+  } else {
+    each_crossed<3>(s, t, [&](int64_t m, int64_t i) { from_float(from[i], data[m]); });
+  }
+}
+
+}  // namespace
+
+FASTUE_CLONES void store(const float* from, const Pictures& to, const Shape& s, const Tile& t, bool stream) {
+  if (to.type == Type::f32) store_as<float>(from, to, s, t, stream);
+  if (to.type == Type::bf16) store_as<bf16>(from, to, s, t, stream);
+  if (to.type == Type::f16) store_as<f16>(from, to, s, t, stream);
+}
+
+void fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+FASTUE_CLONES void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& t) {
+  constexpr int64_t kPeriod = 48;  // 3 channels x 16 lanes: no division to find the channel
+  alignas(64) float mean[kPeriod], std[kPeriod];
+  for (int64_t j = 0; j < kPeriod; ++j) {
+    const int64_t c = s.interleaved && s.channels == 3 ? j % 3 : t.channel;
+    mean[j] = norm.mean[c];
+    std[j] = norm.std[c];
+  }
+  int64_t i = 0;
+  for (; i + kPeriod <= t.elements; i += kPeriod)
+    for (int64_t j = 0; j < kPeriod; ++j) v[i + j] = (v[i + j] - mean[j]) / std[j];
+  for (int64_t j = 0; i < t.elements; ++i, ++j) v[i] = (v[i] - mean[j]) / std[j];
+}
+
+}  // namespace fastue
