@@ -5,7 +5,7 @@ from fastue.data.dataset import Batch, ImageDataset, batches, epoch_order, gathe
 from fastue.data.keyed import keyed_generator
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
-from fastue.data.verify import VerifyResult, open_protected, verify
+from fastue.data.verify import VerifyResult, open_protected
 from fastue.data.writers import protected_pictures, write_folder, write_npz
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "open_dataset",
     "open_protected",
     "protected_pictures",
-    "verify",
     "write_folder",
     "write_npz",
 ]

@@ -200,13 +200,12 @@ class NoiseStore:
         wanted = self._numbers(index)
         if self.header["per"] == "class":
             wanted = np.asarray(self.header["labels"], dtype=np.int64)[wanted]
-        out = torch.empty((len(wanted), *self.shape), dtype=torch.int8)
+        out = np.empty((len(wanted), *self.shape), dtype=np.int8)
         shards = wanted // self.header["shard_rows"]
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
-            inside = wanted[places] - shard * self.header["shard_rows"]
-            out[torch.from_numpy(places)] = torch.from_numpy(self._map(int(shard))[inside])
-        return out
+            out[places] = self._map(int(shard))[wanted[places] - shard * self.header["shard_rows"]]
+        return torch.from_numpy(out)
 
     def bank(self) -> Tensor:
         """All noise in memory: int8 [N, C, H, W], or [K, C, H, W] when it is class-wise."""

@@ -204,20 +204,22 @@ class _Check:
         result.changed += [self.names[row] for row in sorted(changed)]
 
     def _compare(self, rows: np.ndarray, pixels: np.ndarray) -> set[int]:
-        x = self.originals.source.images[torch.from_numpy(self.originals.rows[rows])].cpu()
-        found = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        change = found.to(torch.int16) - x.to(torch.int16)
-        strongest = change.abs().amax((1, 2, 3))
-        self.squares += int(change.to(torch.int64).square().sum())
-        self.values += change.numel()
+        images = self.originals.source.images.permute(0, 2, 3, 1).cpu().numpy()
+        x = images[self.originals.rows[rows]]
+        change = pixels.astype(np.int16) - x
+        strongest = np.abs(change).max((1, 2, 3))
+        self.squares += int(np.square(change, dtype=np.int64).sum())
+        self.values += change.size
         self.strongest = max(self.strongest, int(strongest.max()))
-        over = rows[(strongest > self.result.levels).numpy()]
-        self.result.over_budget += [self.names[row] for row in over]
+        self.result.over_budget += [self.names[row] for row in rows[strongest > self.result.levels]]
         if not self.readable:  # the damaged shard is reported; its noise says nothing
             return set()
-        noise = self.store.rows(rows)
-        wanted = protected_pictures(x, noise, torch.arange(len(rows)), compat_emn2021=self.compat)
-        return set(rows[(wanted != found).flatten(1).any(1).numpy()].tolist())
+        original = torch.from_numpy(x).permute(0, 3, 1, 2)
+        wanted = protected_pictures(
+            original, self.store.rows(rows), torch.arange(len(rows)), compat_emn2021=self.compat
+        )
+        wrong = (wanted.permute(0, 2, 3, 1).numpy() != pixels).any((1, 2, 3))
+        return set(rows[wrong].tolist())
 
     def done(self) -> None:
         if self.originals is None:
