@@ -73,7 +73,7 @@ def read_pictures(
         raise DataError(
             "\n".join(
                 [f"{root}: {len(lines)} of {len(ids)} pictures cannot be read:", *lines[:20], *more]
-                + ["Repair or remove them, or leave them out with --on-error skip."]
+                + ["Repair or remove them, or leave them out with --skip-bad."]
             )
         )
     sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -209,7 +209,7 @@ def _drop_empty(
     if empty and on_error != "skip":
         raise DataError(
             f"{root}: class folders without a picture: {some(empty)}. "
-            "Remove them or add pictures, or leave them out with --on-error skip."
+            "Remove them or add pictures, or leave them out with --skip-bad."
         )
     if empty:
         notes.append(f"{len(empty)} class folders without a picture left out: {some(empty)}")

@@ -3,10 +3,18 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import (
+    BmpImagePlugin,  # noqa: F401 - Pillow loads its decoders late, and not all of them safely from threads
+    Image,
+    ImageOps,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB")
+# Named, so that no other decoder is tried on a file that only pretends to be a picture.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB")
 MAX_PIXELS = 64 * 1024 * 1024
 _ORIENTATION = 0x0112
 

@@ -18,7 +18,9 @@ def by_hand(x, index, seed, epoch, pad):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("shape", "pad"), [((40, 3, 8, 8), 4), ((7, 1, 5, 9), 2), ((5, 3, 6, 4), 0), ((3, 3, 1, 1), 1)])
+@pytest.mark.parametrize(
+    ("shape", "pad"), [((40, 3, 8, 8), 4), ((7, 1, 5, 9), 2), ((5, 3, 6, 4), 0), ((3, 3, 1, 1), 1)]
+)
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_equals_a_loop_over_the_pictures(dtype, shape, pad, memory):
     generator = torch.Generator().manual_seed(1)
