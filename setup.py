@@ -85,11 +85,12 @@ def extensions() -> tuple[list, dict]:
     return modules, {"build_ext": Build}
 
 
-modules, commands = extensions()
-setup(
-    packages=[*find_packages(include=["fastue", "fastue.*"]), "fastue.kernels"],
-    package_dir={"fastue.kernels": "kernels"},
-    ext_modules=modules,
-    cmdclass=commands,
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if modules else {},
-)
+if __name__ == "__main__":
+    modules, commands = extensions()
+    setup(
+        packages=[*find_packages(include=["fastue", "fastue.*"]), "fastue.kernels"],
+        package_dir={"fastue.kernels": "kernels"},
+        ext_modules=modules,
+        cmdclass=commands,
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if modules else {},
+    )

@@ -46,7 +46,7 @@ def test_opcheck(op, dtype, case):
 
 @pytest.mark.parametrize("op, dtype, case", [p for p in FIRST if p.values[2] in ("odd", "mixed")])
 def test_public_function_compiles_into_one_graph(op, dtype, case):
-    """The function people call, traced whole, gives the eager bits. aot_eager: our op is what is tested, not inductor."""
+    """The function people call, traced whole, gives the eager bits. aot_eager: inductor is not what is tested."""
     args = arguments(op, dtype, case)
     public = getattr(fastue.ops, op.name)
     eager, traced = checks.copied(args), checks.copied(args)
@@ -87,3 +87,42 @@ def test_cases_can_fail(op):
             for key, value in args.items():
                 if isinstance(value, torch.Tensor):
                     assert torch.equal(value.nan_to_num(), again[name][key].nan_to_num()), (name, key)
+
+
+@pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
+def test_gradients(op):
+    """Where a gradient is declared: gradcheck of the reference in float64, each backend against it."""
+    if op.backward is None:
+        assert op.setup_context is None
+        return
+    function = getattr(torch.ops.fastue, op.name)
+    for case, given in checks.cases(op, torch.float32).items():
+        wide = [_leaf(v.double()) if _is_float(v) else v for v in given.values()]
+        with opspec.use_backend("reference"):
+            assert torch.autograd.gradcheck(function, wide, fast_mode=True), case
+            exact = _gradients(function, wide)
+            own = _gradients(function, [_leaf(v) if _is_float(v) else v for v in given.values()])
+        for backend in op.backends:
+            if op.why_not(backend, list(given.values())):
+                continue
+            with opspec.use_backend(backend.name):
+                got = _gradients(function, [_leaf(v) if _is_float(v) else v for v in given.values()])
+            for value, mine, wanted in zip(got, own, exact, strict=True):
+                loss = (mine - wanted).abs().amax() if wanted.numel() else 0.0
+                assert ((value - wanted).abs() <= 2 * loss + op.atol).all(), f"{case} on {backend.name}"
+
+
+def _is_float(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _leaf(t):
+    return t.detach().clone().requires_grad_()
+
+
+def _gradients(function, args) -> list:
+    outputs = function(*args)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    g = torch.Generator().manual_seed(3)
+    weights = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outputs]
+    return list(torch.autograd.grad(outputs, [a for a in args if _is_float(a)], weights))

@@ -1,0 +1,132 @@
+"""What the kernels share: where an element lies in each layout, exact arithmetic, keyed draws, launching.
+
+A program works on BLOCK elements of one picture, counted in the memory order of the bank. `CROSSED` says that another
+tensor has the other layout. Half precision becomes float32 right after the load: the interpreter's bf16 is garbage.
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def channel_and_pixel(e, area, C: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Of element e [BLOCK] of a picture in the bank's layout."""
+    if INTERLEAVED:
+        return e % C, e // C
+    return e // area, e % area
+
+
+@triton.jit
+def place(e, channel, pixel, area, C: tl.constexpr, INTERLEAVED: tl.constexpr, CROSSED: tl.constexpr):
+    """Offset of the same element in a tensor of the bank's layout, or of the other one."""
+    if not CROSSED:
+        return e
+    if INTERLEAVED:
+        return channel * area + pixel
+    return pixel * C + channel
+
+
+@triton.jit
+def of_channel(channel, v0, v1, v2):
+    return tl.where(channel == 0, v0, tl.where(channel == 1, v1, v2))
+
+
+@triton.jit
+def unit_pixel(x):
+    """uint8 -> x/255, correctly rounded."""
+    return tl.div_rn(x.to(tl.float32), tl.full(x.shape, 255.0, tl.float32))
+
+
+@triton.jit
+def limit(v, low, high):
+    """Clamp by comparisons: the same for NaN and signed zeros on every version."""
+    v = tl.where(v < low, low, v)
+    return tl.where(v > high, high, v)
+
+
+@triton.jit
+def moved(g, step):
+    """step * sign(g); a NaN moves nothing."""
+    return tl.where(g > 0, step, 0.0) - tl.where(g < 0, step, 0.0)
+
+
+@triton.jit
+def nearest(v):
+    """Round |v| < 2^22 to the nearest whole number, ties to even."""
+    return (v + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def narrow(v, dtype: tl.constexpr):
+    """float32 -> dtype, to nearest, ties to even. Spelt out for bf16, which the interpreter truncates."""
+    if dtype == tl.bfloat16:
+        bits = v.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        v = tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
+    return v.to(dtype)
+
+
+@triton.jit
+def _times(a, b):
+    """High and low words of a*b, both uint32."""
+    wide = a.to(tl.uint64) * b.to(tl.uint64)
+    return (wide >> 32).to(tl.uint32), wide.to(tl.uint32)
+
+
+@triton.jit
+def philox(c0, c1, c2, c3, seed_low, seed_high):
+    """Philox-4x32-10 on uint32; the twin of csrc/common/philox.h."""
+    k0, k1 = seed_low, seed_high
+    m0 = tl.full((), 0xD2511F53, tl.uint32)
+    m1 = tl.full((), 0xCD9E8D57, tl.uint32)
+    w0 = tl.full((), 0x9E3779B9, tl.uint32)
+    w1 = tl.full((), 0xBB67AE85, tl.uint32)
+    for _ in tl.static_range(10):
+        high0, low0 = _times(m0, c0)
+        high1, low1 = _times(m1, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 = (k0.to(tl.uint64) + w0.to(tl.uint64)).to(tl.uint32)
+        k1 = (k1.to(tl.uint64) + w1.to(tl.uint64)).to(tl.uint32)
+    return c0, c1, c2, c3
+
+
+def block_size(elements: int, device: torch.device, largest: int = 1024) -> int:
+    """1024: eight elements a thread, 16-byte accesses of half precision. The interpreter pays by the program."""
+    largest = largest if device.type == "cuda" else 8192
+    return min(largest, max(256, triton.next_power_of_2(elements)))
+
+
+def interleaved(t: torch.Tensor) -> bool:
+    return not t.is_contiguous()
+
+
+def layout_flags(bank: torch.Tensor, **others: torch.Tensor | None) -> dict[str, bool | int]:
+    """INTERLEAVED of the bank, and NAME_CROSSED for each other tensor; a layout that is both is not crossed."""
+    c = bank.shape[1]
+    flat = c == 1 or bank.shape[2] * bank.shape[3] == 1
+    flags: dict[str, bool | int] = {"C": c, "INTERLEAVED": not flat and interleaved(bank)}
+    for name, t in others.items():
+        crossed = t is not None and not flat and t.numel() > 0 and interleaved(t) != flags["INTERLEAVED"]
+        flags[f"{name.upper()}_CROSSED"] = crossed
+    return flags
+
+
+def three(values: list[float], default: float) -> list[float]:
+    """One number for each of three channels."""
+    return [*values, default, default, default][:3] if values else [default] * 3
+
+
+def check_rows(name: str, index: torch.Tensor, n: int) -> None:
+    """On the CPU a wrong row is an IndexError. On a GPU the kernel skips it: looking would stop the device."""
+    if not index.is_cuda and index.numel():
+        low, high = (int(v) for v in index.aminmax())
+        if low < 0 or high >= n:
+            raise IndexError(f"{name} holds {low if low < 0 else high}, the bank has {n} rows")
+
+
+def on_device_of(t: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device."""
+    return torch.cuda.device_of(t)
