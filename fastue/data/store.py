@@ -284,6 +284,8 @@ def _full_header(
 ) -> dict[str, Any]:
     if per not in ("sample", "class"):
         raise UsageError(f'noise is per "sample" or per "class", not {per!r}')
+    if not 0 < eps < 1:  # NaN included
+        raise UsageError(f"eps must be between 0 and 1 in pixel units (8/255 for eight levels), not {eps:g}")
     if levels is None:
         levels = int(eps * 255 + 1e-6)
     # One thousandth of a level of slack: 8/255 as a float times 255 may be 7.9999999.

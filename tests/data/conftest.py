@@ -1,17 +1,12 @@
-"""Tiny picture folders, made on the spot."""
+"""Tiny picture folders and data sets, made on the spot."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_helpers import colour_picture
 
 from fastue.data.dataset import ImageDataset
-
-
-def colour_picture(seed: int, width: int = 8, height: int = 8) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.fixture

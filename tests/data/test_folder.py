@@ -2,13 +2,11 @@
 
 import io
 import os
-import subprocess
-import sys
 import zlib
 
 import numpy as np
 import pytest
-from conftest import colour_picture
+from data_helpers import Child, colour_picture
 from PIL import Image
 
 from fastue.core.errors import DataError, UsageError
@@ -330,24 +328,25 @@ def test_unicode_and_odd_names_are_kept(folder):
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_no_permission(folder, what):
-    # A process of its own gives up root, for which nothing is forbidden.
+    # A child gives up root, for which nothing is forbidden.
     (folder / "cat" / "0.png" if what == "file" else folder / "cat").chmod(0)
     for parent in folder.parents:
         if os.stat(parent).st_uid == os.getuid() and str(parent).startswith("/tmp/"):
             parent.chmod(0o755)
-    code = (
-        "import os, sys\n"
-        "from fastue.data.sources import open_dataset\n"
-        "from fastue.core.errors import DataError\n"
-        "import PIL.PngImagePlugin\n"
-        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "try: open_dataset(sys.argv[1])\n"
-        "except DataError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+
+    def work(say):
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            open_dataset(folder)
+        except DataError as error:
+            say(error)
+
+    said = Child(work).wait()
     (folder / "cat").chmod(0o755)
     expected = "cat/0.png: no permission to read it" if what == "file" else "cat: no permission to list this folder"
-    assert expected in done.stdout, done.stderr
+    assert expected in said
 
 
 def test_missing_and_wrong_sources(tmp_path, folder):
