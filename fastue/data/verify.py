@@ -83,10 +83,11 @@ class VerifyResult:
 def open_protected(directory: str | os.PathLike[str]) -> ImageDataset:
     """The pictures as written, decoded from their files, with the ids, labels and classes of the manifest.
 
-    Raises DataError when the run is unfinished or files are missing, unreadable or of another size.
+    The noise itself is not needed. Raises DataError when the run is unfinished or files are missing, unreadable or of
+    another size.
     """
     directory = Path(directory)
-    manifest = NoiseStore.open(directory, checksums=False).manifest
+    manifest = NoiseStore.open(directory, shards=False).manifest
     pictures = manifest["pictures"]
     if pictures is None:
         raise DataError(f"{directory}: holds noise only; no pictures were written")
@@ -126,7 +127,7 @@ def verify(
     written. Shards are hashed and held to the budget in both cases. Raises DataError when there is nothing to check.
     """
     directory = Path(directory)
-    store = NoiseStore.open(directory, checksums=False)
+    store = NoiseStore.open(directory, shards=False)
     manifest = store.manifest
     pictures = manifest["pictures"]
     result = VerifyResult(pictures=len(manifest["ids"]), levels=manifest["levels"], store=store.shard_problems())
