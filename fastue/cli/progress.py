@@ -35,13 +35,13 @@ class Progress:
     def _line(self, name: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         if name != self.name:
-            self.name, self.started, self.first = name, now, 0 if done <= 1 else done
-        if done < total and now - self.printed < self.every:
+            self.name, self.started, self.first = name, now, done
+        if now - self.printed < self.every:
             return
         self.printed = now
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        print(f"{name}: {done}/{total} {self.unit} ({rate:.3g}/s{left}) {note}".rstrip(), file=sys.stderr, flush=True)
+        speed = f" ({rate:.3g}/s, {(total - done) / rate:.0f} s left)" if rate > 0 else ""
+        print(f"{name}: {done}/{total} {self.unit}{speed} {note}".rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:

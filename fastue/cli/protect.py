@@ -59,7 +59,7 @@ def run(args) -> int:
     if args.compat != "none":
         print(f"warning: --compat {args.compat}: {COMPATS[args.compat]}. This is not a protection.")
 
-    progress = Progress("batches")
+    progress = Progress("pictures")
     start = time.perf_counter()
     result = protect(
         data, args.out, config, device=device, compat=args.compat, size=args.size,

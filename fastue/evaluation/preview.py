@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastue.data.atomic import atomic_write_bytes
 from fastue.data.dataset import ImageDataset
+from fastue.data.pictures import decode
 from fastue.data.store import NoiseStore
-from fastue.data.verify import open_protected
 
 COLUMNS = ("clean", "noise", "protected", "difference x10")
 
@@ -46,9 +46,10 @@ def preview_of(directory: Path, originals: ImageDataset, rows: int = 8) -> Path:
     labels = originals.labels.cpu()
     first = [int((labels == k).nonzero()[0]) for k in labels.unique()[:rows]]
     chosen = (first + [i for i in range(len(labels)) if i not in set(first)])[:rows]
-    written = open_protected(directory, chosen)
+    files = [directory / manifest["pictures"]["files"][row] for row in chosen]
+    written = torch.from_numpy(np.stack([decode(file)[0] for file in files])).permute(0, 3, 1, 2)
     buffer = io.BytesIO()
-    preview_grid(originals.images[chosen].cpu(), written.images, manifest["levels"]).save(buffer, "PNG")
+    preview_grid(originals.images[chosen].cpu(), written, manifest["levels"]).save(buffer, "PNG")
     path = directory / "preview.png"
     atomic_write_bytes(path, buffer.getvalue())
     return path

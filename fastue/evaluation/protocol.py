@@ -74,7 +74,8 @@ def evaluate(
 ) -> Iterator[dict]:
     """Train every victim of the attack and yield its row; `out/results.json` holds all rows so far after each.
 
-    A row that an earlier run with the same pictures and settings left in `out/rows` is not trained again.
+    A row that an earlier run with the same pictures and settings left in `out/rows` is not trained again, so attacks
+    on several protections of one source share their controls when they share `out`.
     Raises UsageError for an unknown suite or arm, DataError for sets that do not fit together.
     """
     if suite not in SUITES:
@@ -83,14 +84,16 @@ def evaluate(
         raise UsageError(f"--arms {','.join(sorted(unknown))}: use some of {', '.join(ARMS)}")
     for data in filter(None, (protected, originals)):
         check_pair(data, test)
-    inputs = {"protected": protected.fingerprint(), "test": test.fingerprint(), "levels": levels}
-    inputs["originals"] = originals.fingerprint() if originals else None
+    pictures = {"clean": [originals], "protected": [protected]}
+    prints = {id(data): data.fingerprint() for data in (protected, originals, test) if data}
     cells = [Cell(cm, arm, arch, seed) for cm in SUITES[suite] for arch in archs for seed in seeds for arm in arms]
     make_folder(out / "rows")
     rows: list[dict] = []
     for number, cell in enumerate(cells, 1):
         victim = replace(config, arch=cell.arch)
-        described = {**asdict(cell), **asdict(victim), **inputs}
+        inputs = [prints[id(data)] for data in (*pictures.get(cell.arm, [originals]), test)]
+        inputs += [levels] if cell.arm.startswith("random") else []
+        described = {**asdict(cell), **asdict(victim), "inputs": inputs}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
         path = out / "rows" / f"{key}.json"
         if path.exists():

@@ -69,7 +69,7 @@ def emn(
 
     A run that is killed and started again with the same arguments and `checkpoint` ends in the same bytes: every draw
     is keyed by (seed, purpose, number), and each snapshot is a complete state. `progress(phase, done, total, info)` is
-    called after each batch ("train", "noise") and each sweep ("sweep").
+    called after each batch, in pictures; info holds the last sweep's error rate.
     """
     c = config
     classwise = c.mode == "class"
@@ -99,6 +99,10 @@ def emn(
         recent = [entry["error"] for entry in state["history"][-c.stop_sweeps :]]
         return len(recent) == c.stop_sweeps and max(recent) <= c.stop_error
 
+    def report(phase: str, done: int, total: int) -> None:
+        info = {"error": state["history"][-1]["error"]} if state["history"] else {}
+        progress(f"sweep {state['sweep'] + 1}, {phase}", done, total, info)
+
     while state["sweep"] < c.max_sweeps and not finished():
         # theta learns the noisy pictures, walking on through the data
         model.train().requires_grad_(True)
@@ -107,7 +111,8 @@ def emn(
             x = apply_noise(x, noise, y if classwise else index, channels_last=True)
             train_step(model, optimizer, x, y, precision=c.precision, clip=c.clip)
             state["trained"] += 1
-            progress("train", state["trained"] % c.train_steps, c.train_steps, {})
+            steps = state["trained"] - state["sweep"] * c.train_steps
+            report("surrogate", steps * batch, c.train_steps * batch)
             checkpoint.tick(snapshot)
 
         # the noise learns to please theta; no gradient of a parameter is formed here
@@ -121,14 +126,13 @@ def emn(
                     linf_step(noise, gradient, x, index, step=c.step, eps=c.eps)
             correct += right
             state["swept"] += len(y)
-            progress("noise", state["swept"], len(rows), {})
+            report("noise", state["swept"], len(rows))
             checkpoint.tick(snapshot)
 
         error = 1 - int(correct) / len(rows)  # the only read-back of a sweep
         correct.zero_()
         state["history"].append({"sweep": state["sweep"], "error": error})
         state["sweep"], state["swept"] = state["sweep"] + 1, 0
-        progress("sweep", state["sweep"], c.max_sweeps, {"error": error})
         checkpoint.tick(snapshot)
 
     return Perturbation(noise, c.mode, c.eps, state["history"], converged=finished())
