@@ -23,8 +23,12 @@ def save(folder: str | os.PathLike[str], tensors: dict[str, Tensor], state: dict
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the snapshot, or None when there is none. Raises DataError when it is damaged."""
+    """Tensors and state of the snapshot, or None when there is none; a killed save's leftover is removed.
+
+    Raises DataError when the snapshot is damaged.
+    """
     path = Path(folder) / _NAME
+    remove_stale(folder, deep=False)
     if not path.exists():
         return None
     try:

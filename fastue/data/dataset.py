@@ -23,7 +23,7 @@ _HASH_BLOCK = 1 << 24
 class Batch(NamedTuple):
     x: Tensor  # uint8 [B, C, H, W], channels_last
     y: Tensor  # int64 [B]
-    index: Tensor  # int64 [B], row in the data set
+    index: Tensor  # type: ignore[assignment]  # int64 [B], row in the data set; hides tuple.index
 
 
 @dataclass
@@ -106,7 +106,7 @@ class ImageDataset:
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         pixels = self.images.permute(0, 2, 3, 1).cpu().numpy().reshape(-1)
         for start in range(0, pixels.size, _HASH_BLOCK):
-            digest.update(pixels[start : start + _HASH_BLOCK])
+            digest.update(pixels[start : start + _HASH_BLOCK].data)
         return digest.hexdigest()
 
 

@@ -79,8 +79,8 @@ def _folder() -> Path:
 
 def _load(path: Path, shrink: float) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
-            picture = picture.convert("RGB")
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
     except OSError as error:
         raise DataError(f"{path}: the demo photograph cannot be read; install scikit-image again") from error
     if shrink != 1.0:

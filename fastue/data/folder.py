@@ -36,11 +36,10 @@ def open_folder(root: Path, *, size: int | None, table: dict[str, str] | None, o
         ids, labels, classes = _scan_table(root, table, notes)
     pixels, kept = read_pictures(root, ids, size=size, on_error=on_error, notes=notes)
     ids = [ids[row] for row in kept]
-    labels = np.asarray(labels, dtype=np.int64)[kept]
-    classes, labels = _drop_empty(root, classes, labels, on_error, notes)
+    classes, kept_labels = _drop_empty(root, classes, np.asarray(labels, dtype=np.int64)[kept], on_error, notes)
     return ImageDataset(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(labels),
+        labels=torch.from_numpy(kept_labels),
         ids=ids,
         classes=classes,
         source=str(root),
@@ -85,9 +84,9 @@ def read_pictures(
     if len(sizes) > 1:
         common = sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))
         text = "; ".join(f"{w}x{h}: {len(rows)} ({ids[min(rows)]})" for (h, w), rows in common[:_SHOWN])
-        more = f"; and {len(common) - _SHOWN} more" if len(common) > _SHOWN else ""
+        rest = f"; and {len(common) - _SHOWN} more" if len(common) > _SHOWN else ""
         raise DataError(
-            f"{root}: the pictures have {len(sizes)} different sizes ({text}{more}). "
+            f"{root}: the pictures have {len(sizes)} different sizes ({text}{rest}). "
             "Pass --size S to resize the shorter side to S and cut out the centre."
         )
     if outcome.bad:

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import (
     BmpImagePlugin,  # noqa: F401 - Pillow loads its decoders late, and not all of them safely from threads
     Image,
+    ImageFile,
     ImageOps,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
@@ -54,14 +55,16 @@ def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, 
         raise PictureError(f"damaged: {error}") from error
 
 
-def _convert(picture: Image.Image, size: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
+def _convert(file: ImageFile.ImageFile, size: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
     done: list[str] = []
-    if getattr(picture, "n_frames", 1) > 1:
+    if getattr(file, "n_frames", 1) > 1:
         done.append("animated, first frame taken")
-        picture.seek(0)
-    wide = any("16" in str(part) for tile in picture.tile for part in _flat(tile[3]))
-    orientation = picture.getexif().get(_ORIENTATION, 1)
-    picture.load()
+        file.seek(0)
+    # Pillow reads 16-bit RGB as 8-bit by itself; only the raw mode of its tiles tells.
+    wide = any("16" in str(part) for tile in file.tile for part in _flat(tile[3]))
+    orientation = file.getexif().get(_ORIENTATION, 1)
+    file.load()
+    picture: Image.Image = file
     if wide or picture.mode.startswith("I"):
         done.append("16-bit reduced to 8-bit")
     if picture.mode.startswith("I"):

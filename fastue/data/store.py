@@ -90,6 +90,7 @@ class NoiseStore:
                 remove_stale(directory)
                 return store
         for name in ("noise", "images"):
+            remove_stale(directory / name)
             if (directory / name).is_dir() and any((directory / name).iterdir()):
                 raise UsageError(f"{directory / name}: holds files that no fastue run here wrote; choose another --out")
         free_space_check(directory, full["rows"] * int(np.prod(full["shape"])) + (1 << 20))
@@ -252,10 +253,11 @@ class NoiseStore:
             index = index.cpu().numpy()
         if len(index) and isinstance(index[0], str):
             place = _places(tuple(self.header["ids"]))
-            unknown = [name for name in index if name not in place]
+            ids = [str(name) for name in index]
+            unknown = [name for name in ids if name not in place]
             if unknown:
                 raise DataError(f"{self.directory}: no noise for {unknown[0]!r} ({len(unknown)} unknown ids)")
-            return np.array([place[name] for name in index], dtype=np.int64)
+            return np.array([place[name] for name in ids], dtype=np.int64)
         numbers = np.asarray(index, dtype=np.int64).reshape(-1)
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.header["ids"]):
             raise DataError(f"{self.directory}: rows run from 0 to {len(self.header['ids']) - 1}")

@@ -162,7 +162,7 @@ def _digest(file: IO[bytes]) -> str:
 def _blocks(tensor: Tensor) -> list[memoryview]:
     """The bytes of a contiguous CPU tensor, in pieces, without a copy."""
     flat = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
-    return [memoryview(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK)]
+    return [flat[start : start + _BLOCK].data for start in range(0, flat.size, _BLOCK)]
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -201,12 +201,12 @@ class _Check:
             there = self.originals.rows[rows] >= 0
             rows, pixels = rows[there], pixels[there]
             if len(rows):
-                changed |= self._compare(rows, pixels)
+                changed |= self._compare(self.originals, rows, pixels)
         result.changed += [self.names[row] for row in sorted(changed)]
 
-    def _compare(self, rows: np.ndarray, pixels: np.ndarray) -> set[int]:
-        images = self.originals.source.images.permute(0, 2, 3, 1).cpu().numpy()
-        x = images[self.originals.rows[rows]]
+    def _compare(self, originals: _Originals, rows: np.ndarray, pixels: np.ndarray) -> set[int]:
+        images = originals.source.images.permute(0, 2, 3, 1).cpu().numpy()
+        x = images[originals.rows[rows]]
         change = pixels.astype(np.int16) - x
         strongest = np.abs(change).max((1, 2, 3))
         self.squares += int(np.square(change, dtype=np.int64).sum())

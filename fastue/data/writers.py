@@ -7,6 +7,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def write_npz(
         "classes": np.array(dataset.classes),
     }
 
-    def fill(file: io.BufferedIOBase) -> None:
+    def fill(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, array in arrays.items():
                 # numpy's own writer stamps the current time into the archive
@@ -130,7 +131,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def pixel_hash(pixels: np.ndarray) -> np.ndarray:
     """sha256 of uint8 pixels [H,W,C], as uint8 [32]."""
-    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), dtype=np.uint8)
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), dtype=np.uint8)
 
 
 def picture_names(dataset: ImageDataset) -> tuple[list[str], list[str]]:

@@ -220,6 +220,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path):
         time.sleep(0.003 * attempt)
         child.kill()
         tensors, state = checkpoint.load(tmp_path / "work")
+        assert names(tmp_path / "work") == ["checkpoint.safetensors"]
         assert (tensors["a"] == state["step"]).all() and (tensors["b"] == state["step"]).all()
         steps.append(state["step"])
     assert max(steps) > 1

@@ -197,6 +197,15 @@ def test_other_peoples_files_are_not_touched(tmp_path, dataset):
         NoiseStore.open(tmp_path / "none")
 
 
+def test_what_a_kill_before_the_first_file_leaves_is_cleared(tmp_path, dataset):
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "unfinished.json.99.fastue-tmp").write_bytes(b"{")
+    store = create(tmp_path, dataset)
+    (tmp_path / "noise" / "shard-00000.safetensors.99.fastue-tmp").write_bytes(b"half")
+    fill(create(tmp_path, dataset), noise_for(dataset)).finish()
+    assert store.shard_count == 3 and not list(tmp_path.rglob("*.fastue-tmp"))
+
+
 def test_damaged_shards_are_named_and_written_again_when_unfinished(tmp_path, dataset):
     store = fill(create(tmp_path, dataset), noise_for(dataset))
     data = bytearray(store.shard_path(1).read_bytes())
