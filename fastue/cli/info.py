@@ -8,6 +8,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    import fastue.ops  # noqa: F401 - registers the ops
     from fastue.core import info
 
     print(json.dumps(info.collect(), indent=2) if args.json else info.text())

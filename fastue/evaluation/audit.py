@@ -70,7 +70,7 @@ def attack(
         "directory": str(directory), "clean": clean, "source": source or run.get("source"), "suite": suite,
         "archs": archs, "arms": arms or list(ARMS), "seeds": seeds, "victim": asdict(config), "device": str(where),
         "protection": {k: manifest[k] for k in ("method", "config", "seed", "eps", "compat") if k in manifest},
-        "versions": info.versions(),
+        "versions": info.collect(),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_json(out / "attack.json", described)

@@ -90,7 +90,7 @@ def _begin(out: Path, arguments: dict, source: str) -> dict:
         if foreign := sorted(entry.name for entry in out.iterdir() if entry.name != ".lock"):
             raise UsageError(f"--out {out}: is not empty (holds {', '.join(foreign[:3])}); name a new directory")
         local = "" if ":" in source and not os.path.exists(source) else os.path.abspath(source)
-        run = {**arguments, "source": local or source, "threads": torch.get_num_threads(), "versions": info.versions()}
+        run = {**arguments, "source": local or source, "threads": torch.get_num_threads(), "versions": info.collect()}
         atomic_write_json(path, run)
         return run
     try:
