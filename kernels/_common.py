@@ -36,8 +36,9 @@ def of_channel(channel, v0, v1, v2):
 
 @triton.jit
 def unit_pixel(x):
-    """uint8 -> x/255, correctly rounded."""
-    return tl.div_rn(x.to(tl.float32), tl.full(x.shape, 255.0, tl.float32))
+    """uint8 -> x/255 to the last bit, for all 256 values: the two parts of 1/255 as in csrc/common/tile.h."""
+    v = x.to(tl.float32)
+    return v * 0.0039215087890625 + v * 5.983839201917363e-08
 
 
 @triton.jit
@@ -114,9 +115,9 @@ def layout_flags(bank: torch.Tensor, **others: torch.Tensor | None) -> dict[str,
     return flags
 
 
-def three(values: list[float], default: float) -> list[float]:
-    """One number for each of three channels."""
-    return [*values, default, default, default][:3] if values else [default] * 3
+def normalisation(mean: list[float], std: list[float]) -> list[float]:
+    """The three means and the three 1/std; channels that are not there get numbers that change nothing."""
+    return [*mean, 0.0, 0.0, 0.0][:3] + [*(1 / s for s in std), 1.0, 1.0, 1.0][:3]
 
 
 def check_rows(name: str, index: torch.Tensor, n: int) -> None:

@@ -17,7 +17,7 @@ def apply_noise_kernel(
     height,
     width,
     scale,
-    mean0, mean1, mean2, std0, std1, std2,
+    mean0, mean1, mean2, inverse0, inverse1, inverse2,
     seed_low, seed_high, epoch, pad,
     C: tl.constexpr,
     INTERLEAVED: tl.constexpr,
@@ -64,7 +64,7 @@ def apply_noise_kernel(
     if CROP:
         v = tl.where(visible, v, 0.0)
     if NORMALISE:
-        v = tl.div_rn(v - of_channel(channel, mean0, mean1, mean2), of_channel(channel, std0, std1, std2))
+        v = (v - of_channel(channel, mean0, mean1, mean2)) * of_channel(channel, inverse0, inverse1, inverse2)
     v = tl.where(known, v, float("nan"))
     at = place(e, channel, pixel, area, C, INTERLEAVED, OUT_CROSSED)
     tl.store(out_ptr + i * size + at, narrow(v, out_ptr.dtype.element_ty), mask=inside)
@@ -81,7 +81,7 @@ def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, f
     with _common.on_device_of(x):
         apply_noise_kernel[(b, triton.cdiv(elements, block))](
             x, noise, index, out, index if ids is None else ids, noise.shape[0], h, w, scale,
-            *_common.three(mean, 0.0), *_common.three(std, 1.0),
+            *_common.normalisation(mean, std),
             seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFFFF, pad,
             **_common.layout_flags(noise, x=x, out=out),
             COMPACT=not noise.is_floating_point(), NORMALISE=bool(mean), CROP=ids is not None, FLIP=flip,
@@ -95,7 +95,7 @@ def compiled():
         types = dict(x_ptr="*u8", noise_ptr=noise, index_ptr="*i64", out_ptr=out, ids_ptr="*i64")
         types |= dict.fromkeys(("rows", "height", "width", "pad"), "i32")
         types |= dict.fromkeys(("seed_low", "seed_high", "epoch"), "i64")
-        types |= dict.fromkeys(("scale", "mean0", "mean1", "mean2", "std0", "std1", "std2"), "fp32")
+        types |= dict.fromkeys(("scale", "mean0", "mean1", "mean2", "inverse0", "inverse1", "inverse2"), "fp32")
         yield apply_noise_kernel, types, dict(
             C=3, INTERLEAVED=number % 2 == 0, X_CROSSED=number == 2, OUT_CROSSED=number in (1, 5), BLOCK=1024,
             COMPACT=noise == "*i8", NORMALISE=True, CROP=number in (0, 3), FLIP=number in (0, 3),

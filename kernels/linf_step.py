@@ -20,7 +20,8 @@ def linf_step_kernel(
     step,  # negative: ascend
     eps,
     scale,
-    mean0, mean1, mean2, std0, std1, std2,
+    inverse,  # 1/scale
+    mean0, mean1, mean2, inverse0, inverse1, inverse2,
     C: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     GRAD_CROSSED: tl.constexpr,
@@ -51,7 +52,7 @@ def linf_step_kernel(
         kept = tl.load(mask_ptr + i * mask_stride + pixel, mask=known, other=0)
         n = tl.where(kept != 0, n, 0.0)
     if COMPACT:
-        n = nearest(limit(tl.div_rn(n, tl.zeros_like(n) + scale), -127.0, 127.0))
+        n = nearest(limit(n * inverse, -127.0, 127.0))
         tl.store(n_ptr, n.to(tl.int8), mask=known)
         n = n * scale
     else:
@@ -59,7 +60,7 @@ def linf_step_kernel(
     if OUT:
         v = limit(p + n, 0.0, 1.0)
         if NORMALISE:
-            v = tl.div_rn(v - of_channel(channel, mean0, mean1, mean2), of_channel(channel, std0, std1, std2))
+            v = (v - of_channel(channel, mean0, mean1, mean2)) * of_channel(channel, inverse0, inverse1, inverse2)
         at = place(e, channel, pixel, area, C, INTERLEAVED, OUT_CROSSED)
         tl.store(out_ptr + i * size + at, narrow(v, out_ptr.dtype.element_ty), mask=known)
 
@@ -76,7 +77,7 @@ def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, 
         linf_step_kernel[(b, triton.cdiv(elements, block))](
             noise, grad, x, index, index if mask is None else mask, grad if out is None else out,
             noise.shape[0], h * w, 0 if mask is None or mask.shape[0] == 1 else h * w,
-            -step if ascend else step, eps, scale, *_common.three(mean, 0.0), *_common.three(std, 1.0),
+            -step if ascend else step, eps, scale, 1 / scale, *_common.normalisation(mean, std),
             **_common.layout_flags(noise, grad=grad, x=x, out=out),
             COMPACT=not noise.is_floating_point(), MASK=mask is not None, OUT=out is not None, NORMALISE=bool(mean),
             BLOCK=block, num_warps=4, enable_fp_fusion=False,
@@ -88,7 +89,8 @@ def compiled():
     for number, (noise, grad) in enumerate((n, g) for n in ("*fp32", "*i8") for g in ("*fp32", "*bf16", "*fp16")):
         types = dict(noise_ptr=noise, grad_ptr=grad, x_ptr="*u8", index_ptr="*i64", mask_ptr="*i1", out_ptr=grad)
         types |= dict.fromkeys(("rows", "area", "mask_stride"), "i32")
-        types |= dict.fromkeys(("step", "eps", "scale", "mean0", "mean1", "mean2", "std0", "std1", "std2"), "fp32")
+        types |= dict.fromkeys(("step", "eps", "scale", "inverse", "mean0", "mean1", "mean2"), "fp32")
+        types |= dict.fromkeys(("inverse0", "inverse1", "inverse2"), "fp32")
         yield linf_step_kernel, types, dict(
             C=3, INTERLEAVED=number % 2 == 0, GRAD_CROSSED=number == 1, X_CROSSED=number in (1, 5),
             OUT_CROSSED=number == 4, COMPACT=noise == "*i8", MASK=number in (2, 5), OUT=number != 0,

@@ -79,7 +79,7 @@ inline Normalisation normalisation(const std::vector<double>& mean, const std::v
                   "mean and std need one number for each channel");
   for (size_t c = 0; c < mean.size(); ++c) {
     n.mean[c] = static_cast<float>(mean[c]);
-    n.std[c] = static_cast<float>(std[c]);
+    n.inverse[c] = static_cast<float>(1.0 / std[c]);
   }
   return n;
 }

@@ -134,16 +134,16 @@ void fence() {
 
 FASTUE_CLONES void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& t) {
   constexpr int64_t kPeriod = 48;  // 3 channels x 16 lanes: no division to find the channel
-  alignas(64) float mean[kPeriod], std[kPeriod];
+  alignas(64) float mean[kPeriod], inverse[kPeriod];
   for (int64_t j = 0; j < kPeriod; ++j) {
     const int64_t c = s.interleaved && s.channels == 3 ? j % 3 : t.channel;
     mean[j] = norm.mean[c];
-    std[j] = norm.std[c];
+    inverse[j] = norm.inverse[c];
   }
   int64_t i = 0;
   for (; i + kPeriod <= t.elements; i += kPeriod)
-    for (int64_t j = 0; j < kPeriod; ++j) v[i + j] = (v[i + j] - mean[j]) / std[j];
-  for (int64_t j = 0; i < t.elements; ++i, ++j) v[i] = (v[i] - mean[j]) / std[j];
+    for (int64_t j = 0; j < kPeriod; ++j) v[i + j] = (v[i + j] - mean[j]) * inverse[j];
+  for (int64_t j = 0; i < t.elements; ++i, ++j) v[i] = (v[i] - mean[j]) * inverse[j];
 }
 
 }  // namespace fastue

@@ -1,8 +1,6 @@
 // linf_step on the CPU: one pass, in place. The definition is fastue/ops/linf_step/reference.py.
 #include "../common/stable.h"
 
-#include <cmath>
-
 namespace fastue {
 namespace {
 
@@ -10,7 +8,7 @@ struct Job {
   Pictures noise, grad, x, out;  // out.data null: no next input
   Shape shape;
   const int64_t* index;
-  float step, eps, scale;  // step < 0 ascends
+  float step, eps, scale, inverse;  // step < 0 ascends; inverse = 1/scale
   const bool* mask;        // null: none; [1 or B, 1, H, W]
   bool mask_shared;
   Normalisation norm;
@@ -25,10 +23,36 @@ FASTUE_INLINE void erase(const Job& job, const Tile& t, float* n) {
     for (int64_t c = 0; c < per; ++c) n[p * per + c] = mask[p] ? n[p * per + c] : 0.0f;
 }
 
+// The int8 state as noise, and back: what was stored is what the next input shows. __restrict: int8_t may alias anything.
+FASTUE_INLINE void expand(const int8_t* __restrict stored, float* __restrict n, int64_t count, float scale) {
+  for (int64_t i = 0; i < count; ++i) n[i] = static_cast<float>(stored[i]) * scale;
+}
+
+FASTUE_INLINE void round_to(int8_t* __restrict stored, float* __restrict n, int64_t count, float scale,
+                            float inverse) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float q = nearest(clamp(n[i] * inverse, -127.0f, 127.0f));
+    stored[i] = static_cast<int8_t>(static_cast<int32_t>(q));  // through int32: that vectorises
+    n[i] = q * scale;
+  }
+}
+
+FASTUE_INLINE void move(float* __restrict n, const float* __restrict g, const uint8_t* __restrict x, int64_t count,
+                        float step, float eps) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float by = (g[i] > 0.0f ? step : 0.0f) - (g[i] < 0.0f ? step : 0.0f);  // a NaN moves nothing
+    const float p = pixel(x[i]);
+    n[i] = clamp(clamp(n[i] - by, -eps, eps), -p, 1.0f - p);
+  }
+}
+
+FASTUE_INLINE void add(float* __restrict v, const float* __restrict n, const uint8_t* __restrict x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) v[i] = clamp(pixel(x[i]) + n[i], 0.0f, 1.0f);
+}
+
 FASTUE_CLONES void step_tiles(const Job& job, int64_t begin, int64_t end) {
   alignas(64) float grads[kTile], rows[kTile], next[kTile];
   alignas(64) uint8_t bytes[kTile];
-  const float step = job.step, eps = job.eps, scale = job.scale;
   for (int64_t j = begin; j < end; ++j) {
     const Tile t = job.shape.tile(j / job.shape.tiles(), j % job.shape.tiles());
     const float* g = load(job.grad, job.shape, t, grads);
@@ -39,22 +63,12 @@ FASTUE_CLONES void step_tiles(const Job& job, int64_t begin, int64_t end) {
     const bool compact = job.noise.type == Type::s8;
     int8_t* stored = static_cast<int8_t*>(job.noise.data) + at;
     float* n = compact ? rows : static_cast<float*>(job.noise.data) + at;
-    if (compact)
-      for (int64_t i = 0; i < t.elements; ++i) n[i] = static_cast<float>(stored[i]) * scale;
-    for (int64_t i = 0; i < t.elements; ++i) {
-      const float move = (g[i] > 0.0f ? step : 0.0f) - (g[i] < 0.0f ? step : 0.0f);  // a NaN moves nothing
-      const float p = pixel(x[i]);
-      n[i] = clamp(clamp(n[i] - move, -eps, eps), -p, 1.0f - p);
-    }
+    if (compact) expand(stored, n, t.elements, job.scale);
+    move(n, g, x, t.elements, job.step, job.eps);
     if (job.mask != nullptr) erase(job, t, n);
-    if (compact)
-      for (int64_t i = 0; i < t.elements; ++i) {
-        const float q = clamp(std::nearbyint(n[i] / scale), -127.0f, 127.0f);
-        stored[i] = static_cast<int8_t>(q);
-        n[i] = q * scale;
-      }
+    if (compact) round_to(stored, n, t.elements, job.scale, job.inverse);
     if (job.out.data != nullptr) {
-      for (int64_t i = 0; i < t.elements; ++i) next[i] = clamp(pixel(x[i]) + n[i], 0.0f, 1.0f);
+      add(next, n, x, t.elements);
       if (job.norm.on) normalise(next, job.norm, job.shape, t);
       store(next, job.out, job.shape, t, job.stream);
     }
@@ -77,6 +91,7 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
   job.step = static_cast<float>(ascend ? -step : step);
   job.eps = static_cast<float>(eps);
   job.scale = static_cast<float>(scale);
+  job.inverse = static_cast<float>(1.0 / scale);
   if (mask.has_value()) {
     STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->is_contiguous() && mask->dim() == 4 &&
                         (mask->size(0) == 1 || mask->size(0) == x.size(0)) && mask->size(1) == 1 &&

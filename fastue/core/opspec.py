@@ -72,8 +72,10 @@ class OpSpec:
     bad        (torch.Generator) -> {case name: arguments} that every backend must refuse
     dtypes     the dtypes `cases` is called with
     atol       absolute allowance, float32 against float64, on top of twice the reference's own loss
+    bitwise    every backend gives the reference's bits, in every dtype: same operations, same order, no contraction
     band       arguments, exact results -> per result None or a mask: where a whole step either way is legitimate
-    bench      () -> {name: arguments} for bench.ops
+    bench      () -> {name: () -> arguments} for bench.ops
+    traffic    arguments -> bytes that a call has to move, each tensor once in each direction
     backends   in order of preference; the reference is always last and not listed
     backward, setup_context   as for torch.library.register_autograd, for a differentiable (non-mutating) op
     """
@@ -88,8 +90,10 @@ class OpSpec:
     dtypes: Sequence[torch.dtype] = (torch.float32,)
     bad: Callable[[torch.Generator], Mapping[str, dict[str, Any]]] | None = None
     fake: Callable | None = None
+    bitwise: bool = False
     band: Callable | None = None
-    bench: Callable[[], Mapping[str, dict[str, Any]]] | None = None
+    bench: Callable[[], Mapping[str, Callable[[], dict[str, Any]]]] | None = None
+    traffic: Callable[..., int] | None = None
     backward: Callable | None = None
     setup_context: Callable | None = None
 

@@ -41,3 +41,7 @@ def rows(g: torch.Generator, b: int, m: int) -> torch.Tensor:
 def sheet(b: int, c: int, h: int, w: int, dtype, layout=INTERLEAVED) -> torch.Tensor:
     """An output to write, full of NaN so that a hole shows."""
     return torch.full((b, c, h, w), torch.nan, dtype=dtype).contiguous(memory_format=layout)
+
+
+# For bench.ops: a batch of ImageNet-sized pictures, channels_last, and a large batch of CIFAR-sized ones, planar.
+BENCH = {"imagenet": ((128, 3, 224, 224), INTERLEAVED), "cifar": ((8192, 3, 32, 32), PLANAR)}

@@ -89,6 +89,9 @@ def compare(op: opspec.OpSpec, args: dict, backend: str) -> None:
         assert value.shape == wanted.shape and value.dtype == own[name].dtype, f"{name}: {value.dtype} {value.shape}"
         assert value.stride() == own[name].stride(), f"{name}: strides {value.stride()}, not {own[name].stride()}"
         assert bool((value.isnan() == wanted.isnan()).all()), f"{name}: {int(value.isnan().sum())} NaN"
+        if op.bitwise:
+            different = _distance(value, own[name]) > 0
+            assert not different.any(), f"{name}: {int(different.sum())} values are not the reference's, bit for bit"
         mask, unit = band.get(name, (torch.zeros_like(wanted, dtype=torch.bool), 0.0))
         loss = _distance(own[name], wanted)
         floor = op.atol if value.dtype.is_floating_point else 0.0

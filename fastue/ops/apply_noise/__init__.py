@@ -24,6 +24,11 @@ def check(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip):
         raise ValueError(f"{NAME}: pad must be between 0 and 32767 pixels, got {pad}")
 
 
+def traffic(x, noise, index, out, *_):
+    """Bytes: pictures and noise read, result written, once each."""
+    return x.nbytes + x.numel() * noise.element_size() + out.nbytes
+
+
 OP = opspec.register(
     opspec.OpSpec(
         name=NAME,
@@ -34,8 +39,10 @@ OP = opspec.register(
         cases=cases.cases,
         bad=cases.bad,
         bench=cases.bench,
+        traffic=traffic,
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1; mean and std are applied after it and scale it with the value
+        bitwise=True,
         backends=(opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
     )
 )

@@ -1,8 +1,10 @@
 """Cases, refusals and benchmark inputs of apply_noise."""
 
+from functools import partial
+
 import torch
 
-from fastue.ops._cases import EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, pictures, rows, sheet
+from fastue.ops._cases import BENCH, EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, pictures, rows, sheet
 
 
 def _args(x, noise, index, out, mean=(), std=(), scale=1.0, ids=None, seed=0, epoch=0, pad=0, flip=False):
@@ -38,6 +40,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     found["ties"] = _args(x, n, index, sheet(1, 3, 2, 2, dtype, PLANAR), MEAN, STD)
     n = torch.tensor([1e30, -1e30, torch.inf, -torch.inf, 3.0, -3.0] * 2).view(1, 3, 2, 2)
     found["huge"] = _args(x, n, index, sheet(1, 3, 2, 2, dtype, PLANAR), MEAN, STD)
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    found["every_pixel"] = _args(x, torch.zeros(1, 1, 16, 16), index, sheet(1, 1, 16, 16, dtype))
     # Class-wise: few rows, many times.
     found["classes"] = _case(g, dtype, 8, 8, 3, 5, 7, **normal)
     found["classes"]["index"] = torch.tensor([7, 0, 7, 7, 3, 0, 1, 7])
@@ -86,16 +90,21 @@ def bad(g: torch.Generator) -> dict:
 
 
 def bench() -> dict:
-    """Buffers beyond the cache: a batch of ImageNet-sized pictures, and a large batch of CIFAR-sized ones."""
-    g = torch.Generator().manual_seed(0)
-    out = {}
-    for name, shape, layout in (("imagenet", (128, 3, 224, 224), INTERLEAVED), ("cifar", (8192, 3, 32, 32), PLANAR)):
-        b, c, h, w = shape
-        x, noise = pictures(g, b, c, h, w, layout), bank(g, b, c, h, w, layout)
-        for dtype in (torch.float32, torch.bfloat16):
-            sheet_ = sheet(b, c, h, w, dtype, layout)
-            out[f"{name}-{str(dtype)[6:]}"] = _args(x, noise, rows(g, b, b), sheet_, MEAN, STD)
-        q = (noise / EPS * 127).round().to(torch.int8)
-        sheet_ = sheet(b, c, h, w, torch.float32, layout)
-        out[f"{name}-compact"] = _args(x, q, rows(g, b, b), sheet_, MEAN, STD, scale=EPS / 127)
-    return out
+    """Buffers beyond the cache, each output type, the compact bank, and the crop and flip."""
+
+    def make(name, dtype, compact_bank=False, **more):
+        (b, c, h, w), layout = BENCH[name]
+        g = torch.Generator().manual_seed(0)
+        noise = (compact if compact_bank else bank)(g, b, c, h, w, layout)
+        x, out = pictures(g, b, c, h, w, layout), sheet(b, c, h, w, dtype, layout)
+        return _args(x, noise, rows(g, b, b), out, MEAN, STD, scale=EPS / 127 if compact_bank else 1.0, **more)
+
+    found = {}
+    for name, ((b, *_), _) in BENCH.items():
+        found[f"{name}-float32"] = partial(make, name, torch.float32)
+        found[f"{name}-bfloat16"] = partial(make, name, torch.bfloat16)
+        found[f"{name}-float32-compact"] = partial(make, name, torch.float32, True)
+        found[f"{name}-bfloat16-compact"] = partial(make, name, torch.bfloat16, True)
+        keyed = dict(ids=torch.arange(b), seed=1, epoch=2, pad=4, flip=True)
+        found[f"{name}-float32-crop-flip"] = partial(make, name, torch.float32, **keyed)
+    return found

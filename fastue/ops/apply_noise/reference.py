@@ -18,5 +18,5 @@ def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, f
     if mean:
         shape = (1, len(mean), 1, 1)
         mean = torch.tensor(mean, dtype=work, device=x.device).view(shape)
-        picture = (picture - mean) / torch.tensor(std, dtype=work, device=x.device).view(shape)
+        picture = (picture - mean) * torch.tensor([1 / s for s in std], dtype=work, device=x.device).view(shape)
     out.copy_(picture)

@@ -20,6 +20,11 @@ def check(noise, grad, x, y, step, eps, ascend):
     _checks.budget(NAME, step, eps)
 
 
+def traffic(noise, grad, x, y, *_):
+    """Bytes: gradient and pictures read, noise of the classes present read and written."""
+    return grad.nbytes + x.nbytes + 2 * len(y.unique()) * noise[0].nbytes
+
+
 OP = opspec.register(
     opspec.OpSpec(
         name=NAME,
@@ -29,8 +34,10 @@ OP = opspec.register(
         cases=cases.cases,
         bad=cases.bad,
         bench=cases.bench,
+        traffic=traffic,
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1, which the mean does not enlarge
+        bitwise=True,
         backends=(opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
     )
 )

@@ -1,8 +1,10 @@
 """Cases, refusals and benchmark inputs of class_step."""
 
+from functools import partial
+
 import torch
 
-from fastue.ops._cases import EPS, INTERLEAVED, PLANAR, bank, gradient, pictures
+from fastue.ops._cases import BENCH, EPS, INTERLEAVED, PLANAR, bank, gradient, pictures
 
 STEP = 0.8 / 255
 
@@ -59,16 +61,13 @@ def bad(g: torch.Generator) -> dict:
 
 
 def bench() -> dict:
-    """A batch of ImageNet-sized pictures and one of CIFAR-sized ones, ten classes."""
-    g = torch.Generator().manual_seed(0)
-    found = {}
-    for name, shape, layout in (("imagenet", (128, 3, 224, 224), INTERLEAVED), ("cifar", (8192, 3, 32, 32), PLANAR)):
-        b, c, h, w = shape
-        for dtype in (torch.float32, torch.bfloat16):
-            found[f"{name}-{str(dtype)[6:]}"] = dict(
-                noise=bank(g, 10, c, h, w, layout),
-                grad=torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=layout),
-                x=pictures(g, b, c, h, w, layout), y=torch.randint(0, 10, (b,), generator=g),
-                step=STEP, eps=EPS, ascend=False,
-            )  # fmt: skip
-    return found
+    """Ten classes, buffers beyond the cache."""
+
+    def make(name, dtype):
+        (b, c, h, w), layout = BENCH[name]
+        g = torch.Generator().manual_seed(0)
+        grad = torch.randn((b, c, h, w), generator=g).to(dtype).contiguous(memory_format=layout)
+        return dict(noise=bank(g, 10, c, h, w, layout), grad=grad, x=pictures(g, b, c, h, w, layout),
+                    y=torch.randint(0, 10, (b,), generator=g), step=STEP, eps=EPS, ascend=False)  # fmt: skip
+
+    return {f"{n}-{str(d)[6:]}": partial(make, n, d) for n in BENCH for d in (torch.float32, torch.bfloat16)}

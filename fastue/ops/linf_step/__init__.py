@@ -32,11 +32,17 @@ def band(exact, noise, grad, x, index, step, eps, ascend, scale, mask, out, mean
     n = noise[index].double() * scale
     sign = (grad > 0).double() - (grad < 0).double()
     pixel = x.double() / 255
-    n = (n + step * sign if ascend else n - step * sign).clamp(-eps, eps).clamp(-pixel, 1 - pixel) / scale
+    n = (n + step * sign if ascend else n - step * sign).clamp(-eps, eps).clamp(-pixel, 1 - pixel) * (1 / scale)
     tie = ((n - n.floor()) - 0.5).abs() < 1e-3
     rows = torch.zeros_like(noise, dtype=torch.bool)
     rows[index] = tie
     return {"noise": (rows, 1.0), "out": (tie, scale / min(std, default=1.0))}
+
+
+def traffic(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std):
+    """Bytes: gradient and pictures read, noise read and written, next input and mask where there are any."""
+    more = sum(t.nbytes for t in (mask, out) if t is not None)
+    return grad.nbytes + x.nbytes + 2 * x.numel() * noise.element_size() + more
 
 
 OP = opspec.register(
@@ -49,9 +55,11 @@ OP = opspec.register(
         cases=cases.cases,
         bad=cases.bad,
         bench=cases.bench,
+        traffic=traffic,
         band=band,
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1
+        bitwise=True,
         backends=(opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
     )
 )

@@ -1,8 +1,10 @@
 """Cases, refusals and benchmark inputs of linf_step."""
 
+from functools import partial
+
 import torch
 
-from fastue.ops._cases import EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, gradient, pictures, rows, sheet
+from fastue.ops._cases import BENCH, EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, gradient, pictures, rows, sheet
 
 STEP = 0.8 / 255
 
@@ -101,18 +103,23 @@ def bad(g: torch.Generator) -> dict:
 
 
 def bench() -> dict:
-    """Buffers beyond the cache: a batch of ImageNet-sized pictures, and a large batch of CIFAR-sized ones."""
-    g = torch.Generator().manual_seed(0)
+    """Buffers beyond the cache, with and without the next input, float32 and compact state."""
+
+    def make(name, dtype, next_input=False, compact_bank=False):
+        (b, c, h, w), layout = BENCH[name]
+        g = torch.Generator().manual_seed(0)
+        grad = torch.randn((b, c, h, w), generator=g).to(dtype).contiguous(memory_format=layout)
+        noise = (compact if compact_bank else bank)(g, b, c, h, w, layout)
+        out = sheet(b, c, h, w, dtype, layout) if next_input else None
+        return _args(noise, grad, pictures(g, b, c, h, w, layout), rows(g, b, b),
+                     scale=EPS / 127 if compact_bank else 1.0, out=out)  # fmt: skip
+
     found = {}
-    for name, shape, layout in (("imagenet", (128, 3, 224, 224), INTERLEAVED), ("cifar", (8192, 3, 32, 32), PLANAR)):
-        b, c, h, w = shape
-        x, noise, index = pictures(g, b, c, h, w, layout), bank(g, b, c, h, w, layout), rows(g, b, b)
+    for name in BENCH:
         for dtype in (torch.float32, torch.bfloat16):
-            grad = torch.randn((b, c, h, w), generator=g).to(dtype).contiguous(memory_format=layout)
-            found[f"{name}-{str(dtype)[6:]}"] = _args(noise, grad, x, index)
-            found[f"{name}-{str(dtype)[6:]}-next"] = _args(
-                noise, grad, x, index, out=sheet(b, c, h, w, dtype, layout), mean=MEAN, std=STD
-            )
-            q = (noise / EPS * 127).round().to(torch.int8)
-            found[f"{name}-{str(dtype)[6:]}-compact"] = _args(q, grad, x, index, scale=EPS / 127)
+            label = f"{name}-{str(dtype)[6:]}"
+            found[label] = partial(make, name, dtype)
+            found[f"{label}-next"] = partial(make, name, dtype, True)
+            found[f"{label}-compact"] = partial(make, name, dtype, False, True)
+            found[f"{label}-compact-next"] = partial(make, name, dtype, True, True)
     return found

@@ -19,7 +19,7 @@ def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, 
     if mask is not None:
         n = torch.where(mask, n, 0)
     if noise.dtype == torch.int8:
-        stored = (n / scale).round().clamp(-127, 127)  # to nearest, ties to even
+        stored = (n * (1 / scale)).round().clamp(-127, 127)  # to nearest, ties to even
         noise[index] = stored.to(torch.int8)
         n = stored * scale
     else:
@@ -29,5 +29,5 @@ def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, 
         if mean:
             shape = (1, len(mean), 1, 1)
             mean = torch.tensor(mean, dtype=work, device=x.device).view(shape)
-            picture = (picture - mean) / torch.tensor(std, dtype=work, device=x.device).view(shape)
+            picture = (picture - mean) * torch.tensor([1 / s for s in std], dtype=work, device=x.device).view(shape)
         out.copy_(picture)

@@ -1,0 +1,67 @@
+"""What people run today, in our own words: the chains of eager PyTorch calls that the ops replace, on float32 pictures.
+
+Each takes an op's benchmark arguments, does once what such a loop does once, and returns the step that is timed.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std) -> Callable[[], torch.Tensor]:
+    """The update in the public EMN code: eight calls, on the picture, not the noise; makes the next input too."""
+    picture = x.float() / 255
+    rows = noise[index].float() * scale
+    state = {"p": (picture + rows).clamp(0, 1)}
+    direction = 1 if ascend else -1
+
+    def run():
+        eta = step * grad.sign() * direction
+        p = state["p"] + eta
+        eta = torch.clamp(p - picture, -eps, eps)
+        state["p"] = torch.clamp(picture + eta, 0, 1)
+        return eta
+
+    return run
+
+
+def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip) -> Callable[[], torch.Tensor]:
+    """Clone, add the rows of the bank, clamp, normalise, cast; crop and flip as one gather where asked for."""
+    picture = x.float() / 255
+    bank = noise.float() * scale
+    shape = (1, x.shape[1], 1, 1)
+    means, stds = torch.tensor(mean or [0.0]).view(shape), torch.tensor(std or [1.0]).view(shape)
+    b, _, h, w = x.shape
+    g = torch.Generator().manual_seed(seed)
+
+    def run():
+        p = picture.clone()
+        p += bank[index]
+        p = torch.clamp(p, 0, 1)
+        if ids is not None:
+            p = torch.nn.functional.pad(p, (pad, pad, pad, pad))
+            top, left = torch.randint(0, 2 * pad + 1, (2, b), generator=g)
+            columns = torch.arange(w).expand(b, w)
+            columns = torch.where(torch.rand(b, 1, generator=g) < 0.5, columns.flip(1), columns) + left[:, None]
+            lines = torch.arange(h) + top[:, None]
+            batch = torch.arange(b)[:, None, None]
+            p = p[batch, :, lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return ((p - means) / stds).to(out.dtype)
+
+    return run
+
+
+def class_step(noise, grad, x, y, step, eps, ascend) -> Callable[[], torch.Tensor]:
+    """The eager update, then a mean for each class: here with one index_add, where public code loops over samples."""
+    picture = x.float() / 255
+    direction = 1 if ascend else -1
+    count = torch.bincount(y, minlength=len(noise)).clamp(min=1).view(-1, 1, 1, 1)
+
+    def run():
+        eta = step * grad.sign() * direction
+        p = torch.clamp(picture + noise[y], 0, 1) + eta
+        eta = torch.clamp(p - picture, -eps, eps)
+        mean = torch.zeros_like(noise).index_add_(0, y, eta) / count
+        return torch.clamp(mean, -eps, eps)
+
+    return run

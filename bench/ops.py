@@ -1,0 +1,222 @@
+"""Time the ops: `python -m bench.ops [--op X] [--case PART] [--backend a,b] [--rounds N]`.
+
+Runs an op's test cases on each backend first and refuses to time a red one. Then all sides of a case take turns
+(A B C A B C), so that a busy machine hurts them alike: each backend, `reference` (plain PyTorch), `chain` (the eager
+calls people run today, bench/chains.py) and `copy` (torch's own copy_ of 256 MiB of float32, bytes read plus bytes
+written), which is the measure of GB/s. Rows are appended to bench/results/<device>.csv. Interpreted Triton is never
+timed.
+"""
+
+import argparse
+import contextlib
+import csv
+import datetime
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import fastue.ops  # noqa: F401  registers the ops
+from bench import chains
+from fastue.core import env, info, opspec
+
+ROOT = Path(__file__).parent.parent
+COPY_ELEMENTS = 64 << 20
+FIELDS = (
+    "op", "case", "shape", "dtype", "backend", "p20_ms", "p50_ms", "p80_ms", "peak_MiB", "GB_per_s", "copy_GB_per_s",
+    "percent_of_copy", "times_chain", "times_reference", "rounds", "device", "threads", "load", "torch", "triton",
+    "fastue", "commit", "time",
+)  # fmt: skip
+LINE = (
+    "{op:<12} {case:<26} {backend:<9} p20 {p20_ms:>8} p50 {p50_ms:>8} p80 {p80_ms:>8} ms {GB_per_s:>6} GB/s "
+    "{percent_of_copy:>4}% of copy {times_chain:>6}x chain {times_reference:>6}x reference peak {peak_MiB:>4} MiB "
+    "load {load}"
+)
+
+
+def red_cases(op: opspec.OpSpec, backend: str) -> list[str]:
+    """Names of the op's cases that a backend gets wrong."""
+    from tests.ops import checks
+
+    red = []
+    for dtype in op.dtypes:
+        for name, args in checks.cases(op, dtype).items():
+            try:
+                checks.compare(op, args, backend)
+            except AssertionError as error:
+                red.append(f"{op.name} {str(dtype)[6:]} {name}: {str(error).splitlines()[0]}")
+    return red
+
+
+def once(side, device: torch.device) -> float:
+    """Milliseconds of one call."""
+    if device.type == "cpu":
+        start = time.perf_counter()
+        side()
+        return (time.perf_counter() - start) * 1e3
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    side()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without the profiler's lines on stderr, which it writes past Python."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def peak_mib(side, device: torch.device) -> float:
+    """Most memory that one call holds at a time on top of its arguments."""
+    if device.type != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        side()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with (
+        quiet(),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
+        side()
+    now = peak = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak / 2**20
+
+
+def quantiles(times: list[float]) -> tuple[float, float, float]:
+    ordered = sorted(times)
+    return tuple(ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in (0.2, 0.5, 0.8))
+
+
+def sides_of(op: opspec.OpSpec, args: dict, backends: list[str], device: torch.device) -> dict:
+    """What takes turns: {name: call without arguments}."""
+    function = getattr(torch.ops.fastue, op.name)
+
+    def on(backend):
+        def run():
+            with opspec.use_backend(backend):
+                function(*args.values())
+
+        return run
+
+    sides = {name: on(name) for name in backends}
+    if hasattr(chains, op.name):
+        with torch.device(device):
+            sides["chain"] = getattr(chains, op.name)(**args)
+    source = torch.rand(COPY_ELEMENTS, device=device)
+    target = torch.empty_like(source)
+    sides["copy"] = lambda: target.copy_(source)
+    return sides
+
+
+def measure(op: opspec.OpSpec, case: str, args: dict, backends: list[str], rounds: int, about: dict) -> list[dict]:
+    """Rows of one case."""
+    device = next(v for v in args.values() if isinstance(v, torch.Tensor)).device
+    sides = sides_of(op, args, backends, device)
+    for side in sides.values():
+        side()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            times[name].append(once(side, device))
+    copy = 2 * 4 * COPY_ELEMENTS / quantiles(times["copy"])[1] / 1e6
+    shown = next(v for k, v in args.items() if k in ("grad", "out") and v is not None)
+    traffic = op.traffic(*args.values())
+    rows = []
+    for name in [*backends, *(["chain"] if "chain" in sides else [])]:
+        p20, p50, p80 = quantiles(times[name])
+        speed = traffic / p50 / 1e6
+        row = dict(op=op.name, case=case, shape="x".join(map(str, shown.shape)), dtype=str(shown.dtype)[6:],
+                   backend=name, p20_ms=f"{p20:.3f}", p50_ms=f"{p50:.3f}", p80_ms=f"{p80:.3f}",
+                   peak_MiB=f"{peak_mib(sides[name], device):.0f}", copy_GB_per_s=f"{copy:.1f}", rounds=rounds,
+                   times_reference=f"{quantiles(times['reference'])[1] / p50:.2f}",
+                   load=f"{os.getloadavg()[0]:.1f}", **about)  # fmt: skip
+        if name != "chain":  # it moves far more bytes than the op has to
+            row |= {"GB_per_s": f"{speed:.1f}", "percent_of_copy": f"{100 * speed / copy:.0f}"}
+        if "chain" in times:
+            row["times_chain"] = f"{quantiles(times['chain'])[1] / p50:.2f}"
+        rows.append({field: row.get(field, "") for field in FIELDS})
+    return rows
+
+
+def facts(device: torch.device) -> dict:
+    """What a number depends on beside the code."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+    )
+    return dict(
+        device=info.device_name(device.type), threads=torch.get_num_threads(), torch=torch.__version__,
+        triton=info.version("triton") or "", fastue=info.version("fastue") or "", commit=commit.stdout.strip(),
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def write(rows: list[dict], device_name: str) -> Path:
+    """Append to bench/results/<device>.csv."""
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{''.join(c if c.isalnum() else '-' for c in device_name).strip('-')}.csv"
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.ops", description=__doc__.splitlines()[0])
+    parser.add_argument("--op", help="one op (default: all)")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--backend", help="comma-separated (default: all that run here)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dry-run", action="store_true", help="print, write no CSV")
+    given = parser.parse_args()
+    if env.triton_interprets():
+        print("TRITON_INTERPRET is set: interpreted kernels are not timed")
+    device, about = torch.device(given.device), facts(torch.device(given.device))
+    print("  ".join(f"{k} {v}" for k, v in about.items()), f" load {os.getloadavg()[0]:.1f}")
+    names = [given.op] if given.op else sorted(opspec.registry())
+    for name in names:
+        op = opspec.registry()[name]
+        fast = [b.name for b in op.backends if b.device == device.type and not op.function(b)[1]]
+        backends = [
+            b for b in [*fast, "reference"] if not given.backend or b in (*given.backend.split(","), "reference")
+        ]
+        red = [line for backend in backends for line in red_cases(op, backend)]
+        if red:
+            print("wrong results, nothing is timed:", *red, sep="\n  ")
+            return 1
+        for case, make in op.bench().items():
+            if given.case not in case:
+                continue
+            args = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in make().items()}
+            rows = measure(op, case, args, backends, given.rounds, about)
+            for row in rows:
+                print(LINE.format(**row), flush=True)
+            if not given.dry_run:
+                path = write(rows, about["device"])
+    if not given.dry_run:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
