@@ -4,3 +4,46 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402 - the variables above come first
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture
+def tiny():
+    """A function (per_class, seed) -> learnable ImageDataset of 12x12 pictures: 4 classes, each a coloured quadrant."""
+    from fastue.data.dataset import ImageDataset
+
+    def make(per_class: int = 24, seed: int = 0, source: str = "tiny") -> ImageDataset:
+        generator = np.random.default_rng(seed)
+        x = generator.integers(60, 190, (4 * per_class, 12, 12, 3))
+        y = np.repeat(np.arange(4), per_class)
+        for k in range(4):
+            top, left = 6 * (k // 2), 6 * (k % 2)
+            x[y == k, top : top + 6, left : left + 6, k % 3] += 55
+        return ImageDataset(
+            images=torch.from_numpy(x.astype(np.uint8)).permute(0, 3, 1, 2),
+            labels=torch.from_numpy(y),
+            ids=[f"{k}/{i:03d}.png" for k in range(4) for i in range(per_class)],
+            classes=list("0123"),
+            source=source,
+        )
+
+    return make
+
+
+@pytest.fixture
+def tiny_folder(tiny, tmp_path):
+    """A function (name, per_class, seed) -> path of the tiny set written as a picture folder."""
+    from PIL import Image
+
+    def write(name: str = "source", per_class: int = 24, seed: int = 0):
+        data = tiny(per_class, seed)
+        for picture, identity in zip(data.images, data.ids, strict=True):
+            path = tmp_path / name / identity
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(path)
+        return tmp_path / name
+
+    return write

@@ -1,0 +1,133 @@
+"""The protect job: what is in its directory, what a kill leaves, and what it refuses."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fastue.core.errors import UsageError
+from fastue.data.sources import open_dataset
+from fastue.data.store import NoiseStore
+from fastue.data.verify import open_protected, verify
+from fastue.methods.emn import EMNConfig
+from fastue.methods.protect import protect
+
+CONFIG = EMNConfig(arch="cnn-w8", batch=32, train_steps=3, max_sweeps=2, steps=2, mode="sample")
+CPU = torch.device("cpu")
+
+
+def digests(folder):
+    files = [folder / "manifest.json", *(folder / "noise").iterdir(), *(folder / "images").rglob("*.png")]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("mode", ["sample", "class"])
+def test_written_pictures_are_original_plus_noise(tiny_folder, tmp_path, mode):
+    data = open_dataset(tiny_folder())
+    config = EMNConfig(**{**vars(CONFIG), "mode": mode, "subset": 1.0})
+    protect(data, tmp_path / "out", config, device=CPU)
+    store, written = NoiseStore.open(tmp_path / "out"), open_protected(tmp_path / "out")
+    noise = store.rows(torch.arange(len(data)))
+    assert noise.abs().max() <= 8 and (noise < 0).any() and (noise > 0).any()
+    assert torch.equal(written.images, (data.images.int() + noise.int()).clamp(0, 255).to(torch.uint8))
+    assert written.labels.tolist() == data.labels.tolist() and written.ids == data.ids
+    assert verify(tmp_path / "out", data).ok
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_compat_drops_negative_noise_in_the_pictures_only(tiny_folder, tmp_path):
+    data = open_dataset(tiny_folder())
+    protect(data, tmp_path / "out", CONFIG, device=CPU, compat="emn2021")
+    change = open_protected(tmp_path / "out").images.int() - data.images.int()
+    assert change.min() == 0 < change.max() <= 8
+    assert NoiseStore.open(tmp_path / "out").rows(torch.arange(len(data))).min() < 0
+    assert NoiseStore.open(tmp_path / "out").manifest["compat"] == "emn2021" and verify(tmp_path / "out", data).ok
+
+
+def test_the_same_arguments_again_do_nothing_and_others_are_refused(tiny_folder, tmp_path):
+    data, out = open_dataset(tiny_folder()), tmp_path / "out"
+    assert protect(data, out, CONFIG, device=CPU) is not None
+    before = digests(out)
+    assert protect(data, out, CONFIG, device=CPU) is None
+    with pytest.raises(UsageError, match="another config.seed"):
+        protect(data, out, EMNConfig(**{**vars(CONFIG), "seed": 1}), device=CPU)
+    with pytest.raises(UsageError, match="source_fingerprint"):
+        protect(open_dataset(tiny_folder("other", seed=5)), out, CONFIG, device=CPU)
+    assert digests(out) == before
+
+
+def test_a_directory_with_something_else_is_refused_untouched(tiny_folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match="thesis.tex"):
+        protect(open_dataset(tiny_folder()), out, CONFIG, device=CPU)
+    assert (out / "thesis.tex").read_text() == "mine" and not (out / "run.json").exists()
+
+
+def test_two_runs_in_one_directory_are_refused(tiny_folder, tmp_path):
+    data, out = open_dataset(tiny_folder()), tmp_path / "out"
+
+    def second(phase, done, total, info):
+        with pytest.raises(UsageError, match="another fastue"):
+            protect(data, out, CONFIG, device=CPU)
+
+    protect(data, out, CONFIG, device=CPU, progress=second)
+
+
+def kill_and_resume(source, tmp_path, kills, seed, extra=()):
+    """Run `fastue protect` to the end once, then again under `kills` random SIGKILLs; both directories."""
+    command = [
+        sys.executable, "-m", "fastue", "protect", str(source), "--arch", "cnn-w8", "--precision", "float32",
+        "--checkpoint-seconds", "0.05", "--steps", "3", "--seed", "3", *extra,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = time.monotonic()
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True, env=environment)
+    duration = time.monotonic() - start
+    draw, done = random.Random(seed), 0
+    for _ in range(20 * kills):
+        run = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env=environment,
+        )  # fmt: skip
+        # Past the time that Python and torch take to start, or nothing would ever be in progress.
+        wait = draw.uniform(0.3, 0.95) * duration if done < kills else None
+        try:
+            _, errors = run.communicate(timeout=wait)
+        except subprocess.TimeoutExpired:
+            os.kill(run.pid, signal.SIGKILL)
+            run.communicate()
+            done += 1
+            continue
+        assert run.returncode == 0, errors.decode()
+        if done >= kills:
+            break
+        # It ended before the kill: start over, so that all the kills hit something.
+        for path in (tmp_path / "killed").rglob("*"):
+            if path.is_file() and path.name != "run.json":
+                path.unlink()
+    assert done == kills
+    return tmp_path / "whole", tmp_path / "killed"
+
+
+def test_two_kills_leave_the_same_bytes(tiny_folder, tmp_path):
+    whole, killed = kill_and_resume(tiny_folder(), tmp_path, kills=2, seed=0)
+    assert digests(whole) == digests(killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sample", "class"])
+def test_twenty_random_kills_leave_the_same_bytes(tmp_path, mode):
+    whole, killed = kill_and_resume("demo:train", tmp_path, kills=20, seed=1, extra=("--mode", mode))
+    assert digests(whole) == digests(killed)
+    assert [s["sha256"] for s in json.loads((whole / "manifest.json").read_text())["shards"]] == [
+        s["sha256"] for s in json.loads((killed / "manifest.json").read_text())["shards"]
+    ]
