@@ -39,8 +39,8 @@ def open_dataset(
     if labels is not None and not path.is_dir():
         raise UsageError(f"--labels goes with a folder of pictures; {name} has its own labels")
     if name.startswith("demo:"):
-        if size is not None:
-            raise UsageError("--size does not go with the demo data set, whose pictures are 32x32")
+        if size not in (None, 32):
+            raise UsageError(f"--size {size} does not go with the demo data set, whose pictures are 32x32")
         dataset = demo_dataset(name.removeprefix("demo:"))
     elif name.startswith("torchvision:"):
         dataset = open_torchvision(name, size=size)

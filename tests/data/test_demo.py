@@ -70,7 +70,8 @@ def test_options(splits):
 def test_wrong_use(monkeypatch):
     with pytest.raises(UsageError, match="splits train and test"):
         open_dataset("demo:val")
-    with pytest.raises(UsageError, match="--size"):
+    assert len(open_dataset("demo:test", size=32)) == 600
+    with pytest.raises(UsageError, match="--size 8"):
         open_dataset("demo:train", size=8)
     with pytest.raises(UsageError, match="were asked for"):
         demo.demo_dataset("test", per_class=10**5)

@@ -1,6 +1,7 @@
 """Written pictures: exact pixels, exact names, and a verify that finds whatever was done to them."""
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import time
@@ -140,6 +141,20 @@ def test_a_resized_source_is_verified_at_its_size(folder, tmp_path):
     colour_picture(1, 20, 30).save(folder / "cat" / "big.png")
     protect(tmp_path / "out", open_dataset(folder, size=8))
     assert verify(tmp_path / "out", folder).ok
+
+
+@pytest.mark.parametrize("source", ["demo:test", "set.npz"])
+def test_other_sources_are_verified_by_name(tmp_path, dataset, source):
+    if source.startswith("demo"):
+        if importlib.util.find_spec("skimage") is None:
+            pytest.skip("scikit-image, whose photographs the demo set is, is missing")
+    else:
+        source = str(tmp_path / source)
+        pixels = dataset.images.permute(0, 2, 3, 1).numpy()
+        np.savez(source, x=pixels, y=dataset.labels.numpy(), ids=np.array(dataset.ids))
+    protect(tmp_path / "out", open_dataset(source))
+    result = verify(tmp_path / "out", source)
+    assert result.ok and result.source_checked, result.text()
 
 
 def digests(out):
