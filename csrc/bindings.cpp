@@ -10,6 +10,9 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
       "linf_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor index, float step, float eps, bool ascend,"
       " float scale, Tensor? mask, Tensor(b!)? out, float[] mean, float[] std) -> ()");
   m.def(
+      "l2_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor index, float step, float eps, bool ascend,"
+      " Tensor(b!)? out, float[] mean, float[] std) -> ()");
+  m.def(
       "class_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend) -> ()");
 }
 

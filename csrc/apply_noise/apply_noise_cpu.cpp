@@ -44,7 +44,7 @@ FASTUE_CLONES void apply_tiles(const Job& job, int64_t begin, int64_t end) {
   if (job.stream) fence();
 }
 
-// A piece of one output row under crop and flip: black where the source is outside of the picture, mirrored on request.
+// A piece of output row y under crop and flip: black where the source is outside of the picture, mirrored on request.
 FASTUE_INLINE void crop_piece(const Job& job, const Tile& t, const CropFlip& crop, int64_t y, int64_t left, float* v) {
   const int64_t per = job.shape.interleaved ? job.shape.channels : 1;
   std::fill(v, v + t.elements, 0.0f);
@@ -67,14 +67,20 @@ FASTUE_INLINE void crop_piece(const Job& job, const Tile& t, const CropFlip& cro
 FASTUE_CLONES void apply_cropped(const Job& job, int64_t begin, int64_t end) {
   alignas(64) float v[kTile];
   const int64_t planes = job.shape.interleaved ? 1 : job.shape.channels;
+  // Several whole rows at a time, or a part of a row that is too wide for a tile.
+  const int64_t wide = std::min(job.width, job.shape.tile_pixels());
+  const int64_t lines = wide < job.width ? 1 : job.shape.tile_pixels() / job.width;
   for (int64_t i = begin; i < end; ++i) {
     const CropFlip crop = crop_flip(job.ids[i], job.seed, job.epoch, job.pad, job.flip);
     for (int64_t c = 0; c < planes; ++c)
-      for (int64_t y = 0; y < job.height; ++y)
-        for (int64_t left = 0; left < job.width; left += job.shape.tile_pixels()) {
-          const int64_t pixels = std::min(job.shape.tile_pixels(), job.width - left);
-          const Tile t = job.shape.part(i, c, y * job.width + left, pixels);
-          crop_piece(job, t, crop, y, left, v);
+      for (int64_t y = 0; y < job.height; y += lines)
+        for (int64_t left = 0; left < job.width; left += wide) {
+          const int64_t pixels = std::min(wide, job.width - left), last = std::min(y + lines, job.height);
+          for (int64_t line = y; line < last; ++line) {
+            const Tile piece = job.shape.part(i, c, line * job.width + left, pixels);
+            crop_piece(job, piece, crop, line, left, v + (line - y) * piece.elements);
+          }
+          const Tile t = job.shape.part(i, c, y * job.width + left, pixels * (last - y));
           if (job.norm.on) normalise(v, job.norm, job.shape, t);
           store(v, job.out, job.shape, t, false);
         }

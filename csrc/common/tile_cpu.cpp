@@ -21,7 +21,6 @@ using f16 = _Float16;
 #endif
 
 FASTUE_INLINE float to_float(float v) { return v; }
-FASTUE_INLINE float to_float(uint8_t v) { return static_cast<float>(v); }
 FASTUE_INLINE float to_float(int8_t v) { return static_cast<float>(v); }
 FASTUE_INLINE float to_float(f16 v) { return static_cast<float>(v); }
 FASTUE_INLINE float to_float(bf16 v) {
@@ -53,15 +52,15 @@ FASTUE_INLINE void each_crossed(const Shape& s, const Tile& t, F f) {
   }
 }
 
-// Copy a tile out of `from` and convert it.
-template <class From, class To>
-FASTUE_INLINE void load_as(const Pictures& from, const Shape& s, const Tile& t, To* to) {
+// Copy a tile out of `from` and convert it to floats.
+template <class From>
+FASTUE_INLINE void load_as(const Pictures& from, const Shape& s, const Tile& t, float* __restrict to) {
   const From* data = static_cast<const From*>(from.data);
   if (from.interleaved == s.interleaved || s.channels == 1) {
     data += s.offset(t);
-    for (int64_t i = 0; i < t.elements; ++i) to[i] = static_cast<To>(to_float(data[i]));
+    for (int64_t i = 0; i < t.elements; ++i) to[i] = to_float(data[i]);
   } else {
-    each_crossed<3>(s, t, [&](int64_t m, int64_t i) { to[i] = static_cast<To>(to_float(data[m])); });
+    each_crossed<3>(s, t, [&](int64_t m, int64_t i) { to[i] = to_float(data[m]); });
   }
 }
 
@@ -80,7 +79,9 @@ FASTUE_CLONES const float* load(const Pictures& from, const Shape& s, const Tile
 FASTUE_CLONES const uint8_t* load_bytes(const Pictures& from, const Shape& s, const Tile& t, uint8_t* scratch) {
   if (from.interleaved == s.interleaved || s.channels == 1)
     return static_cast<const uint8_t*>(from.data) + s.offset(t);
-  load_as<uint8_t>(from, s, t, scratch);
+  const uint8_t* data = static_cast<const uint8_t*>(from.data);
+  uint8_t* __restrict to = scratch;  // bytes may alias anything, unless told
+  each_crossed<3>(s, t, [&](int64_t m, int64_t i) { to[i] = data[m]; });
   return scratch;
 }
 
@@ -133,12 +134,16 @@ void fence() {
 }
 
 FASTUE_CLONES void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& t) {
+  if (!s.interleaved || s.channels == 1) {
+    const float one = norm.mean[t.channel], scale = norm.inverse[t.channel];
+    for (int64_t i = 0; i < t.elements; ++i) v[i] = (v[i] - one) * scale;
+    return;
+  }
   constexpr int64_t kPeriod = 48;  // 3 channels x 16 lanes: no division to find the channel
   alignas(64) float mean[kPeriod], inverse[kPeriod];
   for (int64_t j = 0; j < kPeriod; ++j) {
-    const int64_t c = s.interleaved && s.channels == 3 ? j % 3 : t.channel;
-    mean[j] = norm.mean[c];
-    inverse[j] = norm.inverse[c];
+    mean[j] = norm.mean[j % 3];
+    inverse[j] = norm.inverse[j % 3];
   }
   int64_t i = 0;
   for (; i + kPeriod <= t.elements; i += kPeriod)

@@ -107,6 +107,11 @@ class OpSpec:
         return tuple(i for i, a in enumerate(self.arguments) if a.alias_info is not None and a.alias_info.is_write)
 
     @cached_property
+    def _chosen(self) -> dict[tuple, Callable]:
+        """Choices made so far, by backend wanted and by devices and dtypes, on which alone a choice depends."""
+        return {}
+
+    @cached_property
     def _functions(self) -> dict[str, tuple[Callable | None, str]]:
         return {}
 
@@ -152,6 +157,13 @@ class OpSpec:
     def choose(self, args: Sequence[Any]) -> Callable:
         """The function that runs this call. A backend named by the user runs or raises BackendError."""
         wanted = chosen_backend()
+        key = (wanted, *((a.device.type, a.dtype) for a in args if isinstance(a, torch.Tensor)))
+        function = self._chosen.get(key)
+        if function is None:
+            function = self._chosen[key] = self._choose(wanted, args)
+        return function
+
+    def _choose(self, wanted: str, args: Sequence[Any]) -> Callable:
         if wanted == "reference":
             return self.reference
         if wanted == "auto":

@@ -13,12 +13,13 @@ import torch
 from fastue.core.opspec import BackendError, use_backend
 from fastue.ops import apply_noise as _apply_noise
 from fastue.ops import class_step as _class_step
+from fastue.ops import l2_step as _l2_step
 from fastue.ops import linf_step as _linf_step
 from fastue.ops._checks import is_dense
 
-__all__ = ["BackendError", "apply_noise", "class_step", "linf_step", "use_backend"]
+__all__ = ["BackendError", "apply_noise", "class_step", "l2_step", "linf_step", "use_backend"]
 
-_ROOMS = (_apply_noise, _class_step, _linf_step)
+_ROOMS = (_apply_noise, _class_step, _l2_step, _linf_step)
 
 
 def apply_noise(
@@ -96,6 +97,32 @@ def linf_step(
     torch.ops.fastue.linf_step(
         noise.detach(), _dense(grad.detach()), _dense(x), index.contiguous(), step, eps, ascend, scale,
         mask, out if out is None else out.detach(), _numbers(mean), _numbers(std),
+    )  # fmt: skip
+
+
+def l2_step(
+    noise: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    step: float,
+    eps: float,
+    ascend: bool = False,
+    out: torch.Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """One step along the normalised gradient on noise[index], in place, within an l2 ball and within valid pixels:
+
+        n = n - step*grad/|grad|;  n = n * min(1, eps/|n|);  n = clamp(n, -x/255, 1 - x/255)       (ascend: +)
+
+    |.| is the 2-norm of one sample; step and eps are such norms, in pixel units. A sample whose gradient is zero or
+    not finite does not move. noise is float32 [M, C, H, W]; the rest is as in linf_step.
+    """
+    torch.ops.fastue.l2_step(
+        noise.detach(), _dense(grad.detach()), _dense(x), index.contiguous(), step, eps, ascend,
+        out if out is None else out.detach(), _numbers(mean), _numbers(std),
     )  # fmt: skip
 
 

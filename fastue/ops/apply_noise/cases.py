@@ -58,6 +58,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     found["crop_flip_planar"] = _case(g, dtype, 8, 9, 3, 13, 11, (PLANAR,) * 3, **normal, **keyed)
     found["crop_flip_mixed"] = _case(g, dtype, 8, 9, 3, 13, 11, (INTERLEAVED, PLANAR, PLANAR), **normal, **keyed)
     found["crop_beyond"] = _case(g, dtype, 8, 9, 3, 3, 4, **(keyed | dict(pad=6, flip=False)))
+    found["crop_wide"] = _case(g, dtype, 2, 3, 3, 3, 700, **normal, **(keyed | dict(ids=ids[:2])))
     return found
 
 
