@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from fastue import models
 from fastue.core import info
 from fastue.core.errors import UsageError
-from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, writing
+from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, remove_stale, writing
 from fastue.data.dataset import ImageDataset
 from fastue.data.store import MANIFEST, NoiseStore
 from fastue.data.writers import write_folder
@@ -51,11 +52,13 @@ def protect(
     if compat not in COMPATS:
         raise UsageError(f"--compat {compat}: use one of {', '.join(COMPATS)}")
     levels = budget_levels(config.eps)
+    models.build(config.arch, data.num_classes, data.shape[0])  # a wrong name fails before anything is written
     arguments = {
         "method": "emn", "config": asdict(config), "compat": compat, "size": size, "device": device.type,
         "source_fingerprint": data.fingerprint(),
     }  # fmt: skip
     with _claimed(out):
+        remove_stale(out)
         run = _begin(out, arguments, data.source)
         if (out / MANIFEST).exists():
             return None

@@ -72,6 +72,13 @@ def test_a_directory_with_something_else_is_refused_untouched(tiny_folder, tmp_p
     assert (out / "thesis.tex").read_text() == "mine" and not (out / "run.json").exists()
 
 
+def test_a_kill_while_the_first_file_is_written_does_not_block_the_next_start(tiny_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json.4711.fastue-tmp").write_text('{"meth')
+    assert protect(open_dataset(tiny_folder()), tmp_path / "out", CONFIG, device=CPU)
+    assert not list((tmp_path / "out").glob("*.fastue-tmp"))
+
+
 def test_two_runs_in_one_directory_are_refused(tiny_folder, tmp_path):
     data, out = open_dataset(tiny_folder()), tmp_path / "out"
 

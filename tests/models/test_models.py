@@ -49,7 +49,7 @@ def test_training_learns_and_accuracy_counts(tiny):
     optimizer = sgd(model, 0.05)
     before = accuracy(model, batches(data, 50), precision="float32")
     model.train()
-    for _ in range(20):
+    for _ in range(80):
         train_step(model, optimizer, to_input(data.images), data.labels, precision="float32", clip=5.0)
     after = accuracy(model, batches(data, 50), precision="float32")
     assert before < 60 and after > 90
