@@ -19,7 +19,8 @@ from fastue.core.errors import UsageError
 from fastue.data.dataset import ImageDataset, batches, epoch_order
 from fastue.data.keyed import keyed_generator
 from fastue.methods.base import Checkpointer, Perturbation, budget_levels, pack, unpack
-from fastue.models.training import autocast, sgd, train_step
+from fastue.models.frozen import FrozenCopy
+from fastue.models.training import sgd, train_step
 from fastue.ops import apply_noise, class_step, linf_step
 
 
@@ -41,6 +42,7 @@ class EMNConfig:
     stop_sweeps: int = 2  # ... in this many sweeps in a row
     max_sweeps: int = 100
     precision: str = "float32"
+    compile: bool = False  # torch.compile of the surrogate in the noise step
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ def emn(
     model = models.build(c.arch, data.num_classes, data.shape[0], seed=c.seed)
     model = model.to(data.device, memory_format=torch.channels_last)
     optimizer = sgd(model, c.lr)
+    frozen = FrozenCopy(model, c.precision, compile=c.compile)
     rows = torch.arange(n)
     if classwise and c.subset < 1:
         count = max(round(c.subset * n), min(n, data.num_classes))
@@ -105,7 +108,7 @@ def emn(
 
     while state["sweep"] < c.max_sweeps and not finished():
         # theta learns the noisy pictures, walking on through the data
-        model.train().requires_grad_(True)
+        model.train()
         while state["trained"] < (state["sweep"] + 1) * c.train_steps:
             x, y, index = _training_batch(data, batch, state["trained"], c.seed)
             x = apply_noise(x, noise, y if classwise else index, channels_last=True)
@@ -115,15 +118,17 @@ def emn(
             report("surrogate", steps * batch, c.train_steps * batch)
             checkpoint.tick(snapshot)
 
-        # the noise learns to please theta; no gradient of a parameter is formed here
-        model.eval().requires_grad_(False)
+        # the noise learns to please theta, which stands still: one forward, one input gradient, one op a step
+        theta = frozen.refresh()
         for x, y, index in batches(data, batch, rows[state["swept"] :]):
+            noisy = apply_noise(x, noise, y if classwise else index, dtype=theta.dtype, channels_last=True)
             for _ in range(c.steps):
-                gradient, right = _input_gradient(model, x, y, noise, y if classwise else index, c.precision)
+                gradient, right = _input_gradient(theta, noisy, y)
                 if classwise:
                     class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
+                    noisy = apply_noise(x, noise, y, dtype=theta.dtype, channels_last=True)
                 else:
-                    linf_step(noise, gradient, x, index, step=c.step, eps=c.eps)
+                    linf_step(noise, gradient, x, index, step=c.step, eps=c.eps, out=noisy)
             correct += right
             state["swept"] += len(y)
             report("noise", state["swept"], len(rows))
@@ -149,11 +154,9 @@ def _training_batch(data: ImageDataset, batch: int, step: int, seed: int):
     return next(batches(data, batch, order[start : start + batch]))
 
 
-def _input_gradient(model, x: Tensor, y: Tensor, noise: Tensor, row: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """d CE / d input [B,C,H,W] at the noisy pictures, summed over the batch, and how many the surrogate got right."""
-    noisy = apply_noise(x, noise, row, channels_last=True).requires_grad_()
-    with autocast(x.device, precision):
-        logits = model(noisy)
-        loss = F.cross_entropy(logits, y, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, noisy)
+def _input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """d CE / d noisy [B,C,H,W] in its dtype, summed over the batch, and how many pictures theta got right."""
+    noisy = noisy.detach().requires_grad_()
+    logits = theta(noisy)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), noisy)
     return gradient, (logits.argmax(1) == y).sum()

@@ -35,12 +35,12 @@ def test_stop_needs_consecutive_good_sweeps(tiny, monkeypatch):
     errors = iter([0.0, 0.5, 0.0, 0.0, 0.9])
     data = tiny()
 
-    def scripted(model, x, y, noise, row, precision):
+    def scripted(theta, noisy, y):
         if scripted.left == 0:
             scripted.left, scripted.right = len(data), round((1 - next(errors)) * len(data))
         taken = min(scripted.right, len(y))
         scripted.left, scripted.right = scripted.left - len(y), scripted.right - taken
-        return torch.zeros(x.shape), torch.tensor(taken)
+        return torch.zeros(noisy.shape), torch.tensor(taken)
 
     scripted.left = 0
     monkeypatch.setattr(module, "_input_gradient", scripted)
@@ -86,9 +86,11 @@ def test_no_parameter_gradient_in_the_noise_step(tiny, monkeypatch):
     seen = []
     original = module._input_gradient
 
-    def watch(model, *args):
-        gradient = original(model, *args)
-        seen.append((model.training, [p for p in model.parameters() if p.requires_grad or p.grad_fn]))
+    def watch(theta, *args):
+        gradient = original(theta, *args)
+        parts = list(theta.module.modules())
+        wanting = [p for p in theta.module.parameters() if p.requires_grad or p.grad is not None]
+        seen.append((any(part.training for part in parts), wanting))
         return gradient
 
     monkeypatch.setattr(module, "_input_gradient", watch)
@@ -104,7 +106,7 @@ def test_loss_falls_at_every_step_on_a_smooth_model(tiny):
     rows = torch.arange(len(data))
     losses = []
     for _ in range(10):
-        gradient, _ = module._input_gradient(model, data.images, data.labels, noise, rows, "float32")
+        gradient, _ = module._input_gradient(model, apply_noise(data.images, noise, rows), data.labels)
         losses.append(float(F.cross_entropy(model(apply_noise(data.images, noise, rows)), data.labels)))
         linf_step(noise, gradient, data.images, rows, step=0.5 / 255, eps=8 / 255)
     assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
@@ -112,15 +114,15 @@ def test_loss_falls_at_every_step_on_a_smooth_model(tiny):
 
 def test_sample_noise_does_not_depend_on_the_batch_split(tiny):
     from fastue.models import build
+    from fastue.models.frozen import FrozenCopy
 
-    data, model = tiny(), build("cnn-w8", 4, seed=1).eval().requires_grad_(False)
+    data, theta = tiny(), FrozenCopy(build("cnn-w8", 4, seed=1), "float32")
     rows = torch.arange(len(data))
     whole, split = torch.zeros(data.images.shape), torch.zeros(data.images.shape)
-    decided = torch.ones(data.images.shape, dtype=torch.bool)
 
     def step(noise, part):
         x = data.images[part]
-        gradient, _ = module._input_gradient(model, x, data.labels[part], noise, rows[part], "float32")
+        gradient, _ = module._input_gradient(theta, apply_noise(x, noise, rows[part]), data.labels[part])
         linf_step(noise, gradient, x, rows[part], step=0.8 / 255, eps=8 / 255)
         return gradient
 

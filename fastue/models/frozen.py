@@ -1,0 +1,69 @@
+"""A surrogate that stands still: what the noise step differentiates through, as cheap as it can be made exactly.
+
+In eval mode BatchNorm is an affine map, so it is folded into the convolution before it; parameters need no gradient;
+in bf16 the weights are cast once instead of at every call. `refresh` takes over the weights of the live network.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_weights
+
+
+class FrozenCopy:
+    """`module` gives the logits of `model.eval()`, up to rounding: in float32 for precision="float32", else in bf16.
+
+    A BatchNorm2d right behind a Conv2d in an nn.Sequential is folded; any other (pre-activation networks such as
+    DenseNet, library models) stays as it is. compile=True passes the module through torch.compile, on a GPU with
+    CUDA graphs ("reduce-overhead"). `dtype` is the dtype of the module and of the input it takes.
+    """
+
+    def __init__(self, model: nn.Module, precision: str, *, compile: bool = False):
+        self.model = model
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        module = copy.deepcopy(model)
+        self._folded = [name for name, part in model.named_modules() if _is_conv_bn(part)]
+        for name in self._folded:
+            sequence = module.get_submodule(name)
+            conv = sequence[0]
+            if conv.bias is None:
+                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+            sequence[1] = nn.Identity()
+        module = module.to(self.dtype, memory_format=torch.channels_last)
+        self._module = module.eval().requires_grad_(False)
+        self.module = self._module
+        if compile:
+            mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
+            self.module = torch.compile(self._module, mode=mode)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> "FrozenCopy":
+        """Copy the weights and statistics that the live network has now, in place; folding is done in float32."""
+        target = self._module.state_dict()
+        source = self.model.state_dict()
+        for name in self._folded:
+            conv, norm = self.model.get_submodule(name)[:2]
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            source[f"{name}.0.weight"], source[f"{name}.0.bias"] = weight, bias
+        for name, value in target.items():
+            value.copy_(source[name])
+        return self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 logits [B, num_classes] of model input x [B, C, H, W] of this dtype."""
+        return self.module(x).float()
+
+
+def _is_conv_bn(part: nn.Module) -> bool:
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    return (
+        isinstance(part, nn.Sequential)
+        and len(part) == 2
+        and all(isinstance(p, kind) for p, kind in zip(part, kinds, strict=True))
+        and part[1].affine
+        and part[1].track_running_stats
+    )
