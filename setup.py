@@ -23,7 +23,7 @@ def nvcc_flags(archs: tuple[str, ...] = CUDA_ARCHS) -> list[str]:
     """Machine code for each architecture, and PTX of the last for those to come."""
     code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     ptx = f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"
-    return ["-O3", "-std=c++20", "-DUSE_CUDA", TORCH_TARGET, "-lineinfo", *code, ptx]
+    return ["-O3", "-std=c++20", "-DUSE_CUDA", TORCH_TARGET, "-fmad=false", "-lineinfo", *code, ptx]
 
 
 def sources(*patterns: str) -> list[str]:

@@ -28,9 +28,8 @@ FASTUE_CLONES void step_classes(const Job& job, int64_t begin, int64_t end) {
       const float* g = load(job.grad, job.shape, t, grads);
       const uint8_t* x = load_bytes(job.x, job.shape, t, bytes);
       for (int64_t i = 0; i < t.elements; ++i) {
-        const float move = (g[i] > 0.0f ? step : 0.0f) - (g[i] < 0.0f ? step : 0.0f);  // a NaN moves nothing
         const float p = pixel(x[i]);
-        total[i] += clamp(clamp(p + n[i], 0.0f, 1.0f) - move - p, -eps, eps);
+        total[i] += clamp(clamp(p + n[i], 0.0f, 1.0f) - moved(g[i], step) - p, -eps, eps);
       }
     }
     const float count = static_cast<float>(job.start[k + 1] - job.start[k]);

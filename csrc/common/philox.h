@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FASTUE_HD __host__ __device__
-#else
-#define FASTUE_HD
-#endif
+#include "pictures.h"
 
 namespace fastue {
 

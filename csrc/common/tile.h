@@ -5,13 +5,14 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "pictures.h"
+
 // One portable binary with AVX-512, AVX2 and baseline code; the loader picks. GCC on Linux x86-64 only.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
 #define FASTUE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FASTUE_CLONES
 #endif
-#define FASTUE_INLINE inline __attribute__((always_inline))
 
 namespace fastue {
 
@@ -19,15 +20,6 @@ namespace fastue {
 constexpr int64_t kTile = 1536;
 // Outputs from this size on are written past the cache: they would not be in it any more when they are read.
 constexpr int64_t kStreamBytes = int64_t{4} << 20;
-
-enum class Type { f32, bf16, f16, s8, u8 };
-
-// A batch or bank of pictures [N, C, H, W] in memory.
-struct Pictures {
-  void* data = nullptr;
-  Type type = Type::f32;
-  bool interleaved = false;  // channels_last
-};
 
 // Which part of picture `row` a tile is, in the working layout: `pixels` pixels of all channels from pixel `first` on
 // (interleaved), or of one channel (planar).
@@ -56,12 +48,6 @@ struct Shape {
   }
 };
 
-// Mean and 1/std of each channel.
-struct Normalisation {
-  bool on = false;
-  float mean[3] = {0, 0, 0}, inverse[3] = {1, 1, 1};
-};
-
 // The tile as floats: where it lies if it is float32 in the working layout, else converted into `scratch`.
 const float* load(const Pictures& from, const Shape& s, const Tile& t, float* scratch);
 // The same for uint8 pictures.
@@ -72,18 +58,5 @@ void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& 
 void store(const float* from, const Pictures& to, const Shape& s, const Tile& t, bool stream);
 // After streamed stores, before another thread may read them.
 void fence();
-
-// v / 255 to the last bit for all 256 values (a test looks), without the division, which would set the pace: 1/255 in
-// two parts, of which the first, 257/65536, has an exact product.
-FASTUE_INLINE float pixel(uint8_t v) {
-  const float f = static_cast<float>(v);
-  return f * 0x1.01p-8f + f * 0x1.010102p-24f;
-}
-// To the nearest whole number, ties to even, for |v| < 2^22: there the sum keeps no fraction. No libm call to vectorise.
-FASTUE_INLINE float nearest(float v) { return (v + 12582912.0f) - 12582912.0f; }
-FASTUE_INLINE float clamp(float v, float low, float high) {
-  v = v < low ? low : v;
-  return v > high ? high : v;
-}
 
 }  // namespace fastue

@@ -37,12 +37,11 @@ FASTUE_INLINE void round_to(int8_t* __restrict stored, float* __restrict n, int6
   }
 }
 
-FASTUE_INLINE void move(float* __restrict n, const float* __restrict g, const uint8_t* __restrict x, int64_t count,
-                        float step, float eps) {
+FASTUE_INLINE void step_and_project(float* __restrict n, const float* __restrict g, const uint8_t* __restrict x,
+                                    int64_t count, float step, float eps) {
   for (int64_t i = 0; i < count; ++i) {
-    const float by = (g[i] > 0.0f ? step : 0.0f) - (g[i] < 0.0f ? step : 0.0f);  // a NaN moves nothing
     const float p = pixel(x[i]);
-    n[i] = clamp(clamp(n[i] - by, -eps, eps), -p, 1.0f - p);
+    n[i] = clamp(clamp(n[i] - moved(g[i], step), -eps, eps), -p, 1.0f - p);
   }
 }
 
@@ -64,7 +63,7 @@ FASTUE_CLONES void step_tiles(const Job& job, int64_t begin, int64_t end) {
     int8_t* stored = static_cast<int8_t*>(job.noise.data) + at;
     float* n = compact ? rows : static_cast<float*>(job.noise.data) + at;
     if (compact) expand(stored, n, t.elements, job.scale);
-    move(n, g, x, t.elements, job.step, job.eps);
+    step_and_project(n, g, x, t.elements, job.step, job.eps);
     if (job.mask != nullptr) erase(job, t, n);
     if (compact) round_to(stored, n, t.elements, job.scale, job.inverse);
     if (job.out.data != nullptr) {

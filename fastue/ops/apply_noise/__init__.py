@@ -43,6 +43,6 @@ OP = opspec.register(
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1; mean and std are applied after it and scale it with the value
         bitwise=True,
-        backends=(opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
+        backends=(opspec.cuda(opspec.FLOATS), opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
     )
 )

@@ -38,6 +38,6 @@ OP = opspec.register(
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1, which the mean does not enlarge
         bitwise=True,
-        backends=(opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
+        backends=(opspec.cuda(opspec.FLOATS), opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
     )
 )

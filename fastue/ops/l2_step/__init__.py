@@ -43,6 +43,6 @@ OP = opspec.register(
         traffic=traffic,
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1; the norms are summed in float64, in any order
-        backends=(opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
+        backends=(opspec.cuda(opspec.FLOATS), opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
     )
 )

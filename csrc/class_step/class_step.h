@@ -1,0 +1,19 @@
+// class_step on CUDA: what the launcher is told. Raw pointers only.
+#pragma once
+
+#include "../common/device.h"
+
+namespace fastue {
+
+struct ClassStep {
+  Pictures noise, grad, x;
+  bool grad_crossed, x_crossed;
+  Layout layout;
+  const int64_t* y;
+  int64_t batch, classes;
+  float step, eps;  // step < 0 ascends
+};
+
+cudaError_t launch_class_step(const ClassStep& job, cudaStream_t stream);
+
+}  // namespace fastue

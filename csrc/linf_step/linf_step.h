@@ -1,0 +1,22 @@
+// linf_step on CUDA: what the launcher is told. Raw pointers only.
+#pragma once
+
+#include "../common/device.h"
+
+namespace fastue {
+
+struct LinfStep {
+  Pictures noise, grad, x, out;  // out.data null: no next input
+  bool grad_crossed, x_crossed, out_crossed;
+  Layout layout;
+  const int64_t* index;
+  int64_t batch, rows;
+  float step, eps, scale, inverse;  // step < 0 ascends; inverse = 1/scale
+  const bool* mask;                 // null: none; [1 or batch, 1, H, W]
+  bool mask_shared;
+  Normalisation norm;
+};
+
+cudaError_t launch_linf_step(const LinfStep& job, cudaStream_t stream);
+
+}  // namespace fastue

@@ -1,0 +1,144 @@
+"""The generic test must catch realistic bugs: each is planted in a copy of the project's kernels, and the cases run on it.
+
+A mutant is (what a programmer got wrong, file, the words there, what stands there instead). C++ mutants are compiled into
+a library of their own and Triton ones into a package of their own, in a process that uses them instead of the real ones.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINF = "csrc/linf_step/linf_step_cpu.cpp"
+APPLY = "csrc/apply_noise/apply_noise_cpu.cpp"
+CLASS = "csrc/class_step/class_step_cpu.cpp"
+L2 = "csrc/l2_step/l2_step_cpu.cpp"
+TILE = "csrc/common/tile_cpu.cpp"
+SHARED = "csrc/common/pictures.h"
+
+MUTANTS = {
+    "wrong sign at zero": ("cpp", SHARED, "(g < 0.0f ? step : 0.0f)", "(g <= 0.0f ? step : 0.0f)"),
+    "a NaN moves": ("cpp", SHARED, "(g > 0.0f ? step : 0.0f)", "(!(g <= 0.0f) ? step : 0.0f)"),
+    "no clamp to the budget": ("cpp", LINF, "clamp(clamp(n[i] - moved(g[i], step), -eps, eps)", "clamp((n[i] - moved(g[i], step))"),
+    "no clamp to white": ("cpp", LINF, "-p, 1.0f - p)", "-p, 1.0f)"),
+    "min-max for min-min": ("cpp", LINF, "ascend ? -step : step", "ascend ? step : -step"),
+    "budget in the wrong unit": ("cpp", LINF, "static_cast<float>(eps)", "static_cast<float>(eps * 255)"),
+    "rounding truncates": ("cpp", LINF, "const float q = nearest(", "const float q = static_cast<float>((int)"),
+    "next input shows the noise before it is rounded": ("cpp", LINF, "    n[i] = q * scale;\n", ""),
+    "stale noise in the next input": ("cpp", LINF, "clamp(pixel(x[i]) + n[i], 0.0f, 1.0f)", "clamp(pixel(x[i]), 0.0f, 1.0f)"),
+    "row of the batch for row of the bank": ("cpp", LINF, "target.row = job.index[t.row]", "target.row = t.row"),
+    "mask of the first picture for all": ("cpp", LINF, "job.mask_shared ? 0 : t.row", "job.mask_shared ? 0 : 0 * t.row"),
+    "last tile too short": ("cpp", "csrc/common/tile.h", "std::min(tile_pixels(), area - first)", "std::min(tile_pixels(), area - first - 1)"),
+    "last tile writes on": ("cpp", "csrc/common/tile.h", "std::min(tile_pixels(), area - first)", "tile_pixels()"),
+    "channels_last read as contiguous": ("cpp", TILE, "from.interleaved == s.interleaved || s.channels == 1", "true"),
+    "mean and std of the wrong channel": ("cpp", TILE, "norm.mean[j % 3]", "norm.mean[2 - j % 3]"),
+    "std applied before mean": ("cpp", TILE, "(v[i + j] - mean[j]) * inverse[j]", "v[i + j] * inverse[j] - mean[j]"),
+    "bf16 truncated": ("cpp", TILE, "(bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16", "bits >> 16"),
+    "class of the neighbour": ("cpp", APPLY, "source.row = job.index[t.row]", "source.row = job.index[t.row ? t.row - 1 : 0]"),
+    "no clamp to black": ("cpp", APPLY, "clamp(pixel(x[i]) + n[i], 0.0f, 1.0f)", "clamp(pixel(x[i]) + n[i], -1.0f, 1.0f)"),
+    "crop off by one": ("cpp", APPLY, "const int64_t source_y = y + crop.down", "const int64_t source_y = y + crop.down + 1"),
+    "never mirrored": ("cpp", "csrc/common/philox.h", "(w.v[2] >> 31) != 0", "(w.v[2] >> 31) == 2"),
+    "nine rounds of Philox": ("cpp", "csrc/common/philox.h", "round < 10", "round < 9"),
+    "row out of range is not refused": ("cpp", "csrc/common/stable.h", "p[i] >= 0 && p[i] < rows", "p[i] >= 0 && p[i] <= rows"),
+    "mean over the batch instead of the class": ("cpp", CLASS, "static_cast<float>(job.start[k + 1] - job.start[k])", "static_cast<float>(job.samples.size())"),
+    "class sum in another order": ("cpp", CLASS, "t.row = job.samples[s];", "t.row = job.samples[job.start[k] + job.start[k + 1] - 1 - s];"),
+    "class noise overwritten while it is read": ("cpp", CLASS, "total[i] += clamp(", "n[i] = total[i] += clamp("),
+    "norm of the batch for norm of the sample": ("cpp", L2, "    Squares of_grad, of_noise;\n", "    static Squares of_grad; Squares of_noise;\n"),
+    "no projection to the ball": ("cpp", L2, "reached > job.eps ?", "reached > 1e9 ?"),
+    "triton: last block unmasked": ("triton", "kernels/linf_step.py", "known = (e < C * area) & (row >= 0)", "known = (e >= 0) & (row >= 0)"),
+    "triton: pixel counted in the wrong layout": ("triton", "kernels/_common.py", "return e % C, e // C", "return e // area, e % area"),
+    "triton: missing clamp to valid pixels": ("triton", "kernels/linf_step.py", "-eps, eps), -p, 1.0 - p)", "-eps, eps), -1.0, 1.0)"),
+    "triton: bf16 truncated": ("triton", "kernels/_common.py", "if dtype == tl.bfloat16:", "if dtype == tl.float64:"),
+    "triton: crop from the wrong side": ("triton", "kernels/apply_noise.py", "width - 1 - column", "width - column"),
+    "triton: class mean forgets a sample": ("triton", "kernels/class_step.py", "range(first, last)", "range(first + 1, last)"),
+}  # fmt: skip
+
+# Replaces the real native ops or kernels by the mutant's, runs every case, prints what is caught. Nothing caught: exit 1.
+RUNNER = """
+import sys, importlib.util, types
+import torch
+kind, place = sys.argv[1:]
+from fastue.core import native, opspec
+if kind == "cpp":
+    torch.ops.load_library(place)
+    native._load = lambda device: "" if device == "cpu" else "not available: mutant"
+else:
+    package = types.ModuleType("fastue.kernels")
+    package.__path__ = [place]
+    sys.modules["fastue.kernels"] = package
+from tests.ops import checks
+caught = []
+for op in checks.OPS.values():
+    for dtype in op.dtypes:
+        for name, args in checks.cases(op, dtype).items():
+            try:
+                checks.compare(op, args, kind)
+            except Exception as error:
+                caught.append(f"{op.name} {dtype} {name}: {type(error).__name__} {str(error).splitlines()[0]}")
+        if caught:
+            break
+    for name, args in op.bad(checks.generator()).items():
+        try:
+            checks.run(op, args, kind)
+        except (ValueError, TypeError, IndexError, RuntimeError):
+            continue
+        caught.append(f"{op.name} {name}: not refused")
+print(*caught, sep="\\n")
+sys.exit(0 if caught else 1)
+"""
+
+
+def copy_with(mutant, folder: Path) -> Path:
+    """csrc/ and kernels/ in `folder`, one of them wrong."""
+    _, path, words, instead = mutant
+    for part in ("csrc", "kernels"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / path).read_text()
+    assert words in text, f"{path} no longer holds {words!r}: bring the mutant up to date"
+    (folder / path).write_text(text.replace(words, instead))
+    return folder
+
+
+def build(folder: Path) -> Path:
+    """The C++ ops of `folder` as a library without a Python module; unoptimised, for one test."""
+    import torch
+
+    library = folder / "mutant.so"
+    home = Path(torch.__file__).parent
+    sources = [*folder.glob("csrc/*/*_cpu.cpp"), folder / "csrc" / "bindings.cpp"]
+    bindings = (folder / "csrc" / "bindings.cpp").read_text()
+    start = bindings.index("PyMODINIT_FUNC")
+    (folder / "csrc" / "bindings.cpp").write_text(bindings[:start].replace("#include <Python.h>\n", ""))
+    flags = ["-O1", "-std=c++20", "-fPIC", "-ffp-contract=off", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    command = ["g++", "-shared", *flags, f"-I{home / 'include'}", *sources, "-o", library, f"-L{home / 'lib'}"]
+    subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True, capture_output=True, text=True)
+    return library
+
+
+def judge(kind: str, place: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", RUNNER, kind, str(place)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_bug_is_caught(name, tmp_path):
+    mutant = MUTANTS[name]
+    folder = copy_with(mutant, tmp_path)
+    found = judge(mutant[0], build(folder) if mutant[0] == "cpp" else folder / "kernels")
+    # A crash of the process counts: that is how reading beyond a buffer shows in the interpreter.
+    assert found.returncode != 1, f"{name}: nothing noticed\n{found.stdout}{found.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cpp", "triton"])
+def test_without_a_bug_nothing_is_caught(kind, tmp_path):
+    """Else the test above would prove nothing."""
+    folder = copy_with((kind, "csrc/bindings.cpp", "PyMODINIT_FUNC", "PyMODINIT_FUNC"), tmp_path)
+    found = judge(kind, build(folder) if kind == "cpp" else folder / "kernels")
+    assert found.returncode == 1 and not found.stdout.strip() and "Traceback" not in found.stderr, found
