@@ -16,9 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cp
 	@echo "== virtual environment in $(VENV)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "fastue: python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "== torch and build tools (versions: constraints.txt)"
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch numpy setuptools ninja
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt torch numpy setuptools ninja
 	@echo "== fastue, its C++ library, and the extras $(EXTRAS)"
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	@$(PY) -m fastue info
 	@touch $@
 
