@@ -32,8 +32,10 @@ from fastue.methods.emn import EMNConfig, emn
 from fastue.models.training import autocast, resolve_precision, sgd, to_input, train_step
 
 EPS, STEP = 8 / 255, 0.8 / 255
-FIELDS = ("method", "mode", "side", "precision", "arch", "pictures", "steps", "batch", "rounds", "p50_s", "min_s", "max_s",
-          "times_published", "times_tuned", "device", "threads", "load", "torch", "triton", "fastue", "commit", "time")  # fmt: skip
+FIELDS = (
+    "method", "mode", "side", "precision", "arch", "pictures", "steps", "batch", "rounds", "p50_s", "min_s", "max_s",
+    "times_published", "times_tuned", "device", "threads", "load", "torch", "triton", "fastue", "commit", "time",
+)  # fmt: skip
 
 
 def min_min(model, images, labels, noise, steps):

@@ -8,11 +8,15 @@ from fastue.cli.progress import Progress
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("source", help="folder of class sub-folders, .npz with x and y, torchvision:NAME:PATH, demo:train")
+    parser.add_argument(
+        "source", help="folder of class sub-folders, .npz with x and y, torchvision:NAME:PATH, demo:train"
+    )
     parser.add_argument("--out", type=Path, required=True, help="a new directory, or one a killed run left")
     parser.add_argument("--method", default="emn", choices=("emn",))
     parser.add_argument("--mode", default="sample", choices=("sample", "class"), help="one noise a picture or a class")
-    parser.add_argument("--eps", type=pixels, default=8 / 255, metavar="8/255", help="L-inf budget in [0,1] pixel units")
+    parser.add_argument(
+        "--eps", type=pixels, default=8 / 255, metavar="8/255", help="L-inf budget in [0,1] pixel units"
+    )
     parser.add_argument("--arch", default="auto", help="surrogate; auto: resnet18 on a GPU, resnet10-w16 on a CPU")
     parser.add_argument("--steps", type=positive, help="noise steps a sweep (default: 20 sample, 1 class)")
     parser.add_argument("--step", type=pixels, metavar="0.8/255", help="size of a noise step (default: 0.8/255)")
@@ -44,9 +48,7 @@ def run(args) -> int:
     )  # fmt: skip
     if args.labels and not args.labels.exists():
         raise UsageError(f"--labels {args.labels}: no such file")
-    data = open_dataset(
-        args.source, size=args.size, labels=args.labels, on_error="skip" if args.skip_bad else "stop"
-    )
+    data = open_dataset(args.source, size=args.size, labels=args.labels, on_error="skip" if args.skip_bad else "stop")
     for note in data.notes:
         print(f"note: {note}")
     print(f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; surrogate {arch}, "

@@ -41,7 +41,7 @@ def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128)
 
 
 def preview_of(directory: Path, originals: ImageDataset, rows: int = 8) -> Path:
-    """Write directory/preview.png: up to `rows` of its written pictures beside the originals, one of each class first."""
+    """Write directory/preview.png: up to `rows` written pictures beside their originals, one of each class first."""
     manifest = NoiseStore.open(directory, checksums=False).manifest
     labels = originals.labels.cpu()
     first = [int((labels == k).nonzero()[0]) for k in labels.unique()[:rows]]

@@ -24,7 +24,7 @@ img { max-width: 100% } pre { background: #f6f6f6; padding: .8rem; overflow-x: a
 def text_table(rows: list[dict]) -> str:
     """The summary for a terminal: clean-test accuracy in percent, worst case for the owner (highest) first."""
     lines = [
-        f"{'countermeasure':<15} {'victim':<16} {'trained on':<14} {'final %':>15} {'highest':>8} {'peak %':>7} {'seeds':>5}"
+        f"{'countermeasure':<15} {'victim':<16} {'trained on':<14} {'final %':>15} {'highest':>8} {'peak %':>7} seeds"
     ]
     for line in _ordered(rows):
         spread = f"{line['final_mean']:6.1f} +- {line['final_sd']:4.1f}"
@@ -92,7 +92,9 @@ def write_report(out: Path, rows: list[dict], config: dict, num_classes: int, pr
         if plot else "<p>No plot: matplotlib is not installed (pip install 'fastue[report]').</p>",
     ]  # fmt: skip
     if preview and preview.exists():
-        body.append(f"<h2>Pictures</h2><img alt='clean, noise, protected, difference' src='{_uri(preview.read_bytes())}'>")
+        body.append(
+            f"<h2>Pictures</h2><img alt='clean, noise, protected, difference' src='{_uri(preview.read_bytes())}'>"
+        )
     body.append(f"<h2>Configuration</h2><pre>{html.escape(json.dumps(config, indent=2, sort_keys=True))}</pre>")
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>fastue attack</title>"

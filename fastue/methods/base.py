@@ -14,7 +14,7 @@ from fastue.data import checkpoint
 
 @dataclass
 class Perturbation:
-    """Noise of a data set: `noise` float32 [N,C,H,W] (per="sample") or [K,C,H,W] (per="class"), in [0,1] pixel units."""
+    """Noise float32 [N,C,H,W] (per="sample") or [K,C,H,W] (per="class"), in [0,1] pixel units."""
 
     noise: Tensor
     per: str

@@ -147,7 +147,7 @@ _order = functools.lru_cache(maxsize=1)(epoch_order)
 
 
 def _training_batch(data: ImageDataset, batch: int, step: int, seed: int):
-    """The `step`-th training batch of a walk through the data in keyed epochs (the ragged end of an epoch is left out)."""
+    """The `step`-th training batch of a walk through the data in keyed epochs, without the ragged end of an epoch."""
     per_epoch = len(data) // batch
     order = _order(len(data), seed, step // per_epoch)
     start = step % per_epoch * batch

@@ -1,5 +1,6 @@
 """What a run will take, before it starts: a few batches are timed, the rest is arithmetic."""
 
+import contextlib
 import time
 
 import torch
@@ -31,10 +32,8 @@ def plan(data: ImageDataset, config: EMNConfig, device: torch.device) -> str:
             raise _Enough
         last = time.perf_counter()
 
-    try:
+    with contextlib.suppress(_Enough):
         emn(data.to(device), config, checkpoint=Checkpointer(None), progress=watch)
-    except _Enough:
-        pass
     train, noise = min(seconds["train"]), min(seconds["noise"])
     rows = len(data) if config.mode == "sample" else max(round(config.subset * len(data)), data.num_classes)
     sweep = config.train_steps * train + -(-rows // config.batch) * noise
@@ -53,7 +52,13 @@ def plan(data: ImageDataset, config: EMNConfig, device: torch.device) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _bytes(n: float) -> str:

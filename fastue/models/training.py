@@ -54,7 +54,7 @@ def sgd(model: nn.Module, lr: float, *, momentum: float = 0.9, weight_decay: flo
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, *, precision: str, clip: float
 ) -> Tensor:
-    """One cross-entropy step on model input x [B,C,H,W]; gradients are clipped at norm `clip`. Returns the loss, 0-d."""
+    """One cross-entropy step on model input x [B,C,H,W], gradients clipped at norm `clip`. Returns the loss, 0-d."""
     with autocast(x.device, precision):
         loss = F.cross_entropy(model(x), y)
     optimizer.zero_grad(set_to_none=True)

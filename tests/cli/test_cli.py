@@ -137,7 +137,12 @@ def test_interrupt_is_resumable(tiny_folder, tmp_path, monkeypatch, capsys):
 
 
 def test_help_and_version_load_no_torch():
-    code = "import sys; from fastue.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from fastue.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(command in result.stdout for command in ("protect", "attack", "verify", "demo", "info"))
 

@@ -90,7 +90,9 @@ def test_unknown_suites_and_arms_are_named(tiny, tmp_path):
 
 
 def test_summary_and_verdict():
-    rows = [row("clean", 90.0, seed=s) for s in (0, 1)] + [row("protected", a, 40.0, s) for s, a in ((0, 12.0), (1, 16.0))]
+    rows = [row("clean", 90.0, seed=s) for s in (0, 1)] + [
+        row("protected", a, 40.0, s) for s, a in ((0, 12.0), (1, 16.0))
+    ]
     rows += [row("random-class", 85.0)]
     table = {line["arm"]: line for line in summarise(rows)}
     assert table["protected"]["final_mean"] == 14.0 and table["protected"]["final_max"] == 16.0

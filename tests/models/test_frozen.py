@@ -46,7 +46,9 @@ def test_float32_copy_equals_the_eval_network(name):
 
 
 def test_every_batchnorm_behind_a_convolution_is_folded():
-    left = [m for m in FrozenCopy(build("resnet18-w8", 10), "float32").module.modules() if type(m).__name__ == "BatchNorm2d"]
+    left = [
+        m for m in FrozenCopy(build("resnet18-w8", 10), "float32").module.modules() if type(m).__name__ == "BatchNorm2d"
+    ]
     assert not left
 
 
