@@ -28,11 +28,14 @@ def add_arguments(parser) -> None:
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bf16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--checkpoint-seconds", type=float, default=30.0, help="time between snapshots")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the surrogate (CUDA graphs on a GPU)")
+    parser.add_argument("--profile", action="store_true", help="print where the time went")
     parser.add_argument("--plan", action="store_true", help="print time, memory and disk, and stop")
     parser.add_argument("--config", metavar="YAML", help="read flags from a file; the command line wins")
 
 
 def run(args) -> int:
+    from fastue.core.clock import Clock
     from fastue.core.errors import UsageError
     from fastue.data.sources import open_dataset
     from fastue.evaluation.preview import preview_of
@@ -44,7 +47,7 @@ def run(args) -> int:
     arch = args.arch if args.arch != "auto" else ("resnet18" if device.type == "cuda" else "resnet10-w16")
     config = EMNConfig(
         mode=args.mode, eps=args.eps, steps=args.steps, step=args.step, arch=arch, seed=args.seed,
-        precision=resolve_precision(args.precision, device),
+        precision=resolve_precision(args.precision, device), compile=args.compile,
     )  # fmt: skip
     if args.labels and not args.labels.exists():
         raise UsageError(f"--labels {args.labels}: no such file")
@@ -61,11 +64,11 @@ def run(args) -> int:
     if args.compat != "none":
         print(f"warning: --compat {args.compat}: {COMPATS[args.compat]}. This is not a protection.")
 
-    progress = Progress("pictures")
+    progress, clock = Progress("pictures"), Clock(device, running=args.profile)
     start = time.perf_counter()
     result = protect(
         data, args.out, config, device=device, compat=args.compat, size=args.size,
-        checkpoint_seconds=args.checkpoint_seconds, progress=progress.update,
+        checkpoint_seconds=args.checkpoint_seconds, clock=clock, progress=progress.update,
     )  # fmt: skip
     progress.close()
     if result is None:
@@ -75,6 +78,8 @@ def run(args) -> int:
     last = result.history[-1]
     print(f"{last['sweep'] + 1} sweeps, surrogate error on the noisy pictures {100 * last['error']:.2f} %, "
           f"{time.perf_counter() - start:.0f} s")  # fmt: skip
+    if args.profile:
+        print(clock.text())
     if not result.converged:
         print("warning: the surrogate had not learnt the noisy pictures when the sweeps ran out; try fastue attack")
     print(f"Written: {args.out}/images (publish this), manifest.json, preview.png; keep noise/ to yourself")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastue import models
+from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
 from fastue.data.dataset import ImageDataset, batches, epoch_order
 from fastue.data.keyed import keyed_generator
@@ -65,6 +66,7 @@ def emn(
     config: EMNConfig,
     *,
     checkpoint: Checkpointer | None = None,
+    clock: Clock | None = None,
     progress: Callable[[str, int, int, dict], None] = lambda phase, done, total, info: None,
 ) -> Perturbation:
     """The noise for `data`, on the device `data` is on.
@@ -87,7 +89,7 @@ def emn(
     noise = torch.zeros(data.num_classes if classwise else n, *data.shape, device=data.device)
     noise = noise.contiguous(memory_format=torch.channels_last)
 
-    checkpoint = checkpoint or Checkpointer(None)
+    checkpoint, clock = checkpoint or Checkpointer(None), clock or Clock()
     state = {"sweep": 0, "trained": 0, "swept": 0, "correct": 0, "history": []}
     if saved := checkpoint.load():
         tensors, state = saved
@@ -110,9 +112,12 @@ def emn(
         # theta learns the noisy pictures, walking on through the data
         model.train()
         while state["trained"] < (state["sweep"] + 1) * c.train_steps:
-            x, y, index = _training_batch(data, batch, state["trained"], c.seed)
-            x = apply_noise(x, noise, y if classwise else index, channels_last=True)
-            train_step(model, optimizer, x, y, precision=c.precision, clip=c.clip)
+            with clock("data"):
+                x, y, index = _training_batch(data, batch, state["trained"], c.seed)
+            with clock("ops"):
+                x = apply_noise(x, noise, y if classwise else index, channels_last=True)
+            with clock("training"):
+                train_step(model, optimizer, x, y, precision=c.precision, clip=c.clip)
             state["trained"] += 1
             steps = state["trained"] - state["sweep"] * c.train_steps
             report("surrogate", steps * batch, c.train_steps * batch)
@@ -120,15 +125,18 @@ def emn(
 
         # the noise learns to please theta, which stands still: one forward, one input gradient, one op a step
         theta = frozen.refresh()
-        for x, y, index in batches(data, batch, rows[state["swept"] :]):
-            noisy = apply_noise(x, noise, y if classwise else index, dtype=theta.dtype, channels_last=True)
+        for x, y, index in clock.over("data", batches(data, batch, rows[state["swept"] :])):
+            with clock("ops"):
+                noisy = apply_noise(x, noise, y if classwise else index, dtype=theta.dtype, channels_last=True)
             for _ in range(c.steps):
-                gradient, right = _input_gradient(theta, noisy, y)
-                if classwise:
-                    class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
-                    noisy = apply_noise(x, noise, y, dtype=theta.dtype, channels_last=True)
-                else:
-                    linf_step(noise, gradient, x, index, step=c.step, eps=c.eps, out=noisy)
+                with clock("network"):
+                    gradient, right = _input_gradient(theta, noisy, y)
+                with clock("ops"):
+                    if classwise:
+                        class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
+                        noisy = apply_noise(x, noise, y, dtype=theta.dtype, channels_last=True)
+                    else:
+                        linf_step(noise, gradient, x, index, step=c.step, eps=c.eps, out=noisy)
             correct += right
             state["swept"] += len(y)
             report("noise", state["swept"], len(rows))

@@ -17,6 +17,7 @@ import torch
 
 from fastue import models
 from fastue.core import info
+from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
 from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, remove_stale, writing
 from fastue.data.dataset import ImageDataset
@@ -42,6 +43,7 @@ def protect(
     compat: str = "none",
     size: int | None = None,
     checkpoint_seconds: float = 30.0,
+    clock: Clock | None = None,
     progress: Callable[[str, int, int, dict], None] = lambda phase, done, total, info: None,
 ) -> Perturbation | None:
     """Protect `data` into `out`; None if `out` already holds the finished result of the same arguments.
@@ -66,23 +68,24 @@ def protect(
         torch.set_num_threads(run["threads"])
         free_space_check(out, _bytes_needed(data, config))
         checkpoint = Checkpointer(out / "work", checkpoint_seconds)
-        result = emn(data.to(device), config, checkpoint=checkpoint, progress=progress)
+        result = emn(data.to(device), config, checkpoint=checkpoint, clock=clock, progress=progress)
         noise = result.quantised()
 
-        store = NoiseStore.create(
-            out, data, per=result.per, eps=config.eps, levels=levels,
-            header={"method": "emn", "config": asdict(config), "compat": compat, "history": result.history},
-            shard_rows=max(1, SHARD_BYTES // noise[0].numel()),
-        )  # fmt: skip
-        for shard in store.missing_shards():
-            store.write_shard(shard, noise[store.shard_slice(shard)])
-        rows = data.labels if config.mode == "class" else torch.arange(len(data))
-        files = write_folder(
-            out / "images", data, noise, rows, compat_emn2021=compat == "emn2021",
-            progress=lambda done, total: progress("write", done, total, {}),
-        )  # fmt: skip
-        store.finish(files)
-        shutil.rmtree(out / "work", ignore_errors=True)
+        with (clock or Clock())("store"):
+            store = NoiseStore.create(
+                out, data, per=result.per, eps=config.eps, levels=levels,
+                header={"method": "emn", "config": asdict(config), "compat": compat, "history": result.history},
+                shard_rows=max(1, SHARD_BYTES // noise[0].numel()),
+            )  # fmt: skip
+            for shard in store.missing_shards():
+                store.write_shard(shard, noise[store.shard_slice(shard)])
+            rows = data.labels if config.mode == "class" else torch.arange(len(data))
+            files = write_folder(
+                out / "images", data, noise, rows, compat_emn2021=compat == "emn2021",
+                progress=lambda done, total: progress("write", done, total, {}),
+            )  # fmt: skip
+            store.finish(files)
+            shutil.rmtree(out / "work", ignore_errors=True)
     return result
 
 

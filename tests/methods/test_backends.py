@@ -1,0 +1,26 @@
+"""A whole EMN run does not depend on the backend of its ops: same noise to the bit, same error curve."""
+
+import pytest
+import torch
+
+from fastue.core import env, opspec
+from fastue.methods.emn import EMNConfig, emn
+from fastue.ops import use_backend
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@pytest.mark.parametrize("mode", ["sample", "class"])
+def test_thirty_noise_steps_on_every_backend(tiny, mode, backend):
+    spec = opspec.registry()["linf_step"]
+    reason = next(spec.function(b)[1] for b in spec.backends if b.name == backend)
+    if reason and backend not in env.required_backends():
+        pytest.skip(reason)
+    data = tiny(8)
+    config = EMNConfig(mode=mode, arch="cnn-w4", batch=32, train_steps=2, steps=10, max_sweeps=3, subset=1.0)
+    results = {}
+    for name in ("reference", backend):
+        with use_backend(name):
+            results[name] = emn(data, config)
+    assert results["reference"].history == results[backend].history
+    assert torch.equal(results["reference"].noise, results[backend].noise)
+    assert results[backend].noise.abs().max() > 3 / 255
