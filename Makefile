@@ -36,10 +36,14 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# Every GPU kernel, without a GPU: Triton to cubin, CUDA C++ compiled and linked where nvcc is installed.
+compile: install
+	$(PY) -m bench.compile
+
 bench: install
 	$(PY) -m bench.ops
 
-check: lint test
+check: lint compile test
 
 clean:
 	rm -rf $(VENV) build demo-run *.egg-info fastue/*.so
