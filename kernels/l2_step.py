@@ -51,7 +51,7 @@ def l2_step_kernel(
             squares += g * g
         length = tl.sqrt(tl.sum(squares, 0))
         usable = (length > 0) & (length < float("inf"))  # no direction, no move
-        factor = tl.where(usable, step / length, 0.0).to(tl.float32)
+        factor = tl.where(usable, step / tl.where(usable, length, 1.0), 0.0).to(tl.float32)
         squares = tl.zeros((BLOCK,), tl.float64)
         for start in range(0, size, BLOCK):
             e = start + tl.arange(0, BLOCK)

@@ -172,10 +172,10 @@ class OpSpec:
                     return self._functions[backend.name][0]  # type: ignore[return-value]
             self._warn_slow(args)
             return self.reference
-        backend = next((b for b in self.backends if b.name == wanted), None)
-        if backend is None:
+        named = [b for b in self.backends if b.name == wanted]
+        if not named:
             raise BackendError(f"{self.name}: there is no {wanted} backend, only {', '.join(self.backend_names)}")
-        reasons = self.why_not(backend, args)
+        reasons = self.why_not(named[0], args)
         if reasons:
             raise BackendError(f"{self.name} cannot run on {wanted}: {'; '.join(reasons)}")
         return self._functions[wanted][0]  # type: ignore[return-value]
