@@ -1,0 +1,63 @@
+"""Make docs/BENCHMARKS.md from the CSV files in bench/results: `python -m bench.report`."""
+
+import csv
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "BENCHMARKS.md"
+HEAD = """# Benchmarks
+
+Made by `python -m bench.report` from the rows in `bench/results/`; do not edit. A row is one run in which all sides took
+turns on the same inputs, after each had passed the op's cases. `chain` is what people run today in eager PyTorch
+(`bench/chains.py`), `copy` is torch's own `copy_` of 256 MiB, bytes read plus bytes written. Compare ratios within a
+run, not milliseconds between machines. Of several runs of the same thing the newest is shown.
+
+"""
+NO_GPU = """## GPU
+
+Not measured on a GPU. On a machine with one, `python -m bench.ops` and `python -m bench.methods` add the rows.
+"""
+OPS = ("op", "case", "dtype", "backend", "p50_ms", "GB_per_s", "percent_of_copy", "times_chain", "times_reference",
+       "peak_MiB", "load", "commit")  # fmt: skip
+METHODS = ("method", "mode", "side", "precision", "arch", "pictures", "steps", "p50_s", "times_published", "times_tuned",
+           "load", "commit")  # fmt: skip
+
+
+def newest(rows: list[dict], key: tuple[str, ...]) -> list[dict]:
+    """The last row of each key, in order of first appearance."""
+    kept: dict[tuple, dict] = {}
+    for row in rows:
+        kept[tuple(row[k] for k in key)] = row
+    return list(kept.values())
+
+
+def table(rows: list[dict], columns: tuple[str, ...]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row[c] or "-" for c in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n\n"
+
+
+def main() -> None:
+    text, gpu = HEAD, False
+    for path in sorted(RESULTS.glob("*.csv")):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows:
+            continue
+        first = rows[-1]
+        whole = path.name.startswith("methods-")
+        gpu |= any(row.get("backend") in ("cuda", "triton") for row in rows)
+        text += f"## {'Methods' if whole else 'Ops'}: {first['device']}\n\n"
+        text += f"{first['threads']} threads, torch {first['torch']}, triton {first['triton'] or 'not installed'}, "
+        text += f"{first['time'][:10]}\n\n"
+        if whole:
+            text += table(newest(rows, ("side", "precision", "arch", "pictures", "steps", "mode")), METHODS)
+        else:
+            text += table(newest(rows, ("op", "case", "dtype", "backend")), OPS)
+    PAGE.write_text(text if gpu else text + NO_GPU)
+    print(PAGE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
