@@ -30,7 +30,7 @@ test: install
 	FASTUE_REQUIRE=$${FASTUE_REQUIRE-cpp,triton} $(PY) -m pytest -q -m "not slow"
 
 test-slow: install
-	FASTUE_REQUIRE=$${FASTUE_REQUIRE-cpp,triton} $(PY) -m pytest -q -m slow --timeout 7200
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-cpp,triton} $(PY) -m pytest -q -m slow -n 2 --timeout 7200
 
 lint: install
 	$(PY) -m ruff check .

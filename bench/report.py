@@ -8,8 +8,8 @@ RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
 HEAD = """# Benchmarks
 
-Made by `python -m bench.report` from the rows in `bench/results/`; do not edit. A row is one run in which all sides took
-turns on the same inputs, after each had passed the op's cases. `chain` is what people run today in eager PyTorch
+Made by `python -m bench.report` from the rows in `bench/results/`; do not edit. A row is one run in which all sides
+took turns on the same inputs, after each had passed the op's cases. `chain` is what people run today in eager PyTorch
 (`bench/chains.py`), `copy` is torch's own `copy_` of 256 MiB, bytes read plus bytes written. Compare ratios within a
 run, not milliseconds between machines. Of several runs of the same thing the newest is shown.
 
@@ -18,10 +18,14 @@ NO_GPU = """## GPU
 
 Not measured on a GPU. On a machine with one, `python -m bench.ops` and `python -m bench.methods` add the rows.
 """
-OPS = ("op", "case", "dtype", "backend", "p50_ms", "GB_per_s", "percent_of_copy", "times_chain", "times_reference",
-       "peak_MiB", "load", "commit")  # fmt: skip
-METHODS = ("method", "mode", "side", "precision", "arch", "pictures", "steps", "p50_s", "times_published", "times_tuned",
-           "load", "commit")  # fmt: skip
+OPS = (
+    "op", "case", "dtype", "backend", "p50_ms", "GB_per_s", "percent_of_copy", "times_chain", "times_reference",
+    "peak_MiB", "load", "commit",
+)  # fmt: skip
+METHODS = (
+    "method", "mode", "side", "precision", "arch", "pictures", "steps", "p50_s", "times_published", "times_tuned",
+    "load", "commit",
+)  # fmt: skip
 
 
 def newest(rows: list[dict], key: tuple[str, ...]) -> list[dict]:
