@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 EXTRAS := triton,vision,demo,report,dev
-export OMP_NUM_THREADS ?= 2
 
 .PHONY: install demo test test-slow lint compile bench check clean
 

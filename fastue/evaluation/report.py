@@ -27,7 +27,7 @@ def text_table(rows: list[dict]) -> str:
         f"{'countermeasure':<15} {'victim':<16} {'trained on':<14} {'final %':>15} {'highest':>8} {'peak %':>7} seeds"
     ]
     for line in _ordered(rows):
-        spread = f"{line['final_mean']:6.1f} +- {line['final_sd']:4.1f}"
+        spread = f"{line['final_mean']:.1f}" + (f" +- {line['final_sd']:4.1f}" if line["seeds"] > 1 else "")
         lines.append(
             f"{line['countermeasure']:<15} {line['arch']:<16} {line['arm']:<14} {spread:>15} {line['final_max']:8.1f} "
             f"{line['peak_mean']:7.1f} {line['seeds']:5d}"
@@ -116,7 +116,7 @@ def _html_table(rows: list[dict]) -> str:
     lines = []
     for line in _ordered(rows):
         names = "".join(f"<td>{html.escape(str(line[k]))}</td>" for k in ("countermeasure", "arch", "arm"))
-        final = f"{line['final_mean']:.1f} &plusmn; {line['final_sd']:.1f}"
+        final = f"{line['final_mean']:.1f}" + (f" &plusmn; {line['final_sd']:.1f}" if line["seeds"] > 1 else "")
         numbers = (final, f"{line['final_max']:.1f}", f"{line['peak_mean']:.1f}", str(line["seeds"]))
         cells = "".join(f"<td class='n'>{number}</td>" for number in numbers)
         lines.append(f"<tr class='{line['arm']}'>{names}{cells}</tr>")

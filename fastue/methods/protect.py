@@ -24,12 +24,12 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.store import MANIFEST, NoiseStore
 from fastue.data.writers import write_folder
 from fastue.methods.base import Checkpointer, Perturbation, budget_levels
-from fastue.methods.emn import EMNConfig, emn
+from fastue.methods.emn import EMNConfig, emn, published_stop
 
 RUN_FILE = "run.json"
 COMPATS = {
     "none": "signed noise, rounded to nearest",
-    "emn2021": "the public EMN code's picture writer: every negative noise value becomes 0",
+    "emn2021": "as the public EMN code: stops after one good sweep, and every negative noise value becomes 0",
 }
 SHARD_BYTES = 32 << 20
 
@@ -53,6 +53,8 @@ def protect(
     """
     if compat not in COMPATS:
         raise UsageError(f"--compat {compat}: use one of {', '.join(COMPATS)}")
+    if compat == "emn2021":
+        config = published_stop(config)
     levels = budget_levels(config.eps)
     models.build(config.arch, data.num_classes, data.shape[0])  # a wrong name fails before anything is written
     arguments = {

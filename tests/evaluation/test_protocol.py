@@ -107,7 +107,12 @@ def test_summary_and_verdict():
 
 
 def test_report_is_one_file_without_links(tmp_path):
-    rows = [row("clean", 90.0), row("protected", 12.0), row("protected", 13.0, arch="<b>")]
+    rows = [
+        row("clean", 90.0),
+        row("protected", 12.0),
+        row("protected", 14.0, seed=1),
+        row("protected", 13.0, arch="<b>"),
+    ]
     preview = tmp_path / "preview.png"
     preview_grid(*(torch.zeros(2, 3, 8, 8, dtype=torch.uint8),) * 2, 8).save(preview)
     written = write_report(tmp_path, rows, {"seed": 0, "note": "</pre><script>"}, 10, preview)
@@ -115,7 +120,7 @@ def test_report_is_one_file_without_links(tmp_path):
     assert {path.name for path in written} == {"accuracy.png", "report.html"}
     sources = re.findall(r"(?:src|href)='([^']*)'", page)
     assert len(sources) == 2 and all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "<script" not in page and "<b>" not in page and "12.0 &plusmn; 0.0" in page
+    assert "<script" not in page and "<b>" not in page and "13.0 &plusmn; 1.4" in page
 
 
 def test_preview_shows_noise_around_grey():

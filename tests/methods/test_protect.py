@@ -48,7 +48,9 @@ def test_compat_drops_negative_noise_in_the_pictures_only(tiny_folder, tmp_path)
     change = open_protected(tmp_path / "out").images.int() - data.images.int()
     assert change.min() == 0 < change.max() <= 8
     assert NoiseStore.open(tmp_path / "out").rows(torch.arange(len(data))).min() < 0
-    assert NoiseStore.open(tmp_path / "out").manifest["compat"] == "emn2021" and verify(tmp_path / "out", data).ok
+    manifest = NoiseStore.open(tmp_path / "out").manifest
+    assert manifest["compat"] == "emn2021" and manifest["config"]["stop_sweeps"] == 1
+    assert verify(tmp_path / "out", data).ok
 
 
 def test_the_same_arguments_again_do_nothing_and_others_are_refused(tiny_folder, tmp_path):
