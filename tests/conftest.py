@@ -47,3 +47,12 @@ def tiny_folder(tiny, tmp_path):
         return tmp_path / name
 
     return write
+
+
+def pytest_report_header() -> list[str]:
+    """Backends that are not tested here, and why: what is absent is said once instead of being skipped case by case."""
+    import fastue.ops  # noqa: F401 - registers the ops
+    from fastue.core import opspec
+
+    reasons = {(b.name, op.function(b)[1]) for op in opspec.registry().values() for b in op.backends}
+    return [f"not tested here: {name} ({why})" for name, why in sorted(reasons) if why]

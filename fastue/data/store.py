@@ -87,7 +87,7 @@ class NoiseStore:
                 found = _read_json(directory / name)
                 _check_same(directory, found, full)
                 store = cls(directory, found, finished=name == MANIFEST)
-                remove_stale(directory)
+                tidy(directory)
                 return store
         for name in ("noise", "images"):
             remove_stale(directory / name)
@@ -190,8 +190,7 @@ class NoiseStore:
                 "notes": list(pictures.notes),
             }
         atomic_write_json(self.directory / MANIFEST, manifest)
-        with writing(self.directory):
-            (self.directory / _UNFINISHED).unlink(missing_ok=True)
+        tidy(self.directory)
         self.header, self.finished = manifest, True
         return manifest
 
@@ -262,6 +261,14 @@ class NoiseStore:
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.header["ids"]):
             raise DataError(f"{self.directory}: rows run from 0 to {len(self.header['ids']) - 1}")
         return numbers
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a kill may have left: temporary files, and beside a manifest the mark of an unfinished run."""
+    remove_stale(directory)
+    if (directory / MANIFEST).exists():
+        with writing(directory):
+            (directory / _UNFINISHED).unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=64)

@@ -19,9 +19,9 @@ from fastue import models
 from fastue.core import info
 from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
-from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, remove_stale, writing
+from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, writing
 from fastue.data.dataset import ImageDataset
-from fastue.data.store import MANIFEST, NoiseStore
+from fastue.data.store import MANIFEST, NoiseStore, tidy
 from fastue.data.writers import write_folder
 from fastue.methods.base import Checkpointer, Perturbation, budget_levels
 from fastue.methods.emn import EMNConfig, emn, published_stop
@@ -62,9 +62,10 @@ def protect(
         "source_fingerprint": data.fingerprint(),
     }  # fmt: skip
     with _claimed(out):
-        remove_stale(out)
+        tidy(out)
         run = _begin(out, arguments, data.source)
         if (out / MANIFEST).exists():
+            shutil.rmtree(out / "work", ignore_errors=True)
             return None
         # Sums of a network's layers may depend on the number of threads: a resumed run keeps what it began with.
         torch.set_num_threads(run["threads"])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,16 @@ def test_a_kill_while_the_first_file_is_written_does_not_block_the_next_start(ti
     assert not list((tmp_path / "out").glob("*.fastue-tmp"))
 
 
+def test_a_kill_after_the_manifest_leaves_nothing_behind(tiny_folder, tmp_path):
+    data, out = open_dataset(tiny_folder()), tmp_path / "out"
+    protect(data, out, CONFIG, device=CPU)
+    (out / "work").mkdir()
+    (out / "work" / "checkpoint.safetensors").touch()
+    (out / "noise" / "unfinished.json").write_text("{}")
+    assert protect(data, out, CONFIG, device=CPU) is None
+    assert not (out / "work").exists() and not (out / "noise" / "unfinished.json").exists()
+
+
 def test_two_runs_in_one_directory_are_refused(tiny_folder, tmp_path):
     data, out = open_dataset(tiny_folder()), tmp_path / "out"
 
@@ -119,10 +130,7 @@ def kill_and_resume(source, tmp_path, kills, seed, extra=()):
         assert run.returncode == 0, errors.decode()
         if done >= kills:
             break
-        # It ended before the kill: start over, so that all the kills hit something.
-        for path in (tmp_path / "killed").rglob("*"):
-            if path.is_file() and path.name != "run.json":
-                path.unlink()
+        shutil.rmtree(tmp_path / "killed")  # it ended before the kill: start over, so that all the kills hit something
     assert done == kills
     return tmp_path / "whole", tmp_path / "killed"
 

@@ -12,6 +12,12 @@ GUARD = 64  # elements of poison before and behind each tensor
 OPS = {name: op for name, op in opspec.registry().items() if hasattr(fastue.ops, name)}
 
 
+def tested(op: opspec.OpSpec) -> list[str]:
+    """The op's backends that are installed here or that FASTUE_REQUIRE names; the header of the run lists the others."""
+    absent = {b.name for b in op.backends if op.function(b)[1]} - env.required_backends()
+    return [name for name in op.backend_names if name not in absent]
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20)
 

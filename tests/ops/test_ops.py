@@ -16,14 +16,14 @@ CASES = [
     for case in checks.cases(op, dtype)
 ]
 ON_BACKENDS = [
-    pytest.param(*p.values, backend, id=f"{p.id}-{backend}") for p in CASES for backend in p.values[0].backend_names
+    pytest.param(*p.values, backend, id=f"{p.id}-{backend}") for p in CASES for backend in checks.tested(p.values[0])
 ]
 FIRST = [p for p in CASES if p.values[1] == p.values[0].dtypes[0]]
 BAD = [
     pytest.param(op, case, backend, id=f"{op.name}-{case}-{backend}")
     for op in checks.OPS.values()
     for case in op.bad(checks.generator())
-    for backend in op.backend_names
+    for backend in checks.tested(op)
 ]
 
 
