@@ -13,7 +13,7 @@ OPS = {name: op for name, op in opspec.registry().items() if hasattr(fastue.ops,
 
 
 def tested(op: opspec.OpSpec) -> list[str]:
-    """The op's backends that are installed here or that FASTUE_REQUIRE names; the header of the run lists the others."""
+    """The backends that are installed here or that FASTUE_REQUIRE names; the run's header lists the others."""
     absent = {b.name for b in op.backends if op.function(b)[1]} - env.required_backends()
     return [name for name in op.backend_names if name not in absent]
 
