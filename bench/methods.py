@@ -14,7 +14,7 @@ the gradient is decided). Rows are appended to bench/results/methods-<device>.cs
 """
 
 import argparse
-import csv
+import copy
 import importlib.util
 import os
 import sys
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bench.ops import ROOT, facts, quantiles
+from bench.ops import facts, quantiles, write
 from fastue import models
 from fastue.data.sources import open_dataset
 from fastue.methods.emn import EMNConfig, emn
@@ -144,7 +144,7 @@ def gate(data, given, inners: dict) -> list[str]:
     x, y = data.images[:n], data.labels[:n]
     images = to_input(x)
     model = models.build(given.arch, data.num_classes, data.shape[0]).eval().requires_grad_(False)
-    exact = copy_of(model).double()
+    exact = copy.deepcopy(model).double()
     p = images.double().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(exact(p), y), p)
     decided = gradient.abs() > 1e-3 * gradient.abs().amax((1, 2, 3), keepdim=True)
@@ -165,12 +165,6 @@ def gate(data, given, inners: dict) -> list[str]:
         if worst > 1e-3:
             red.append(f"{name}: noise differs by {worst:.3g}/255 where the sign is decided")
     return red
-
-
-def copy_of(model):
-    import copy
-
-    return copy.deepcopy(model)
 
 
 def main() -> int:
@@ -224,15 +218,7 @@ def main() -> int:
         })  # fmt: skip
         print(f"{name:<10} {precision:<8} {p50:7.1f} s  {base / p50:5.2f}x published  {rows[-1]['times_tuned']}x tuned")
     if not given.dry_run:
-        folder = ROOT / "bench" / "results"
-        path = folder / f"methods-{''.join(c if c.isalnum() else '-' for c in about['device']).strip('-')}.csv"
-        folder.mkdir(exist_ok=True)
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
+        path = write(rows, f"methods-{about['device']}", FIELDS)
         print(path)
     return 0
 

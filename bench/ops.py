@@ -166,14 +166,14 @@ def facts(device: torch.device) -> dict:
     )  # fmt: skip
 
 
-def write(rows: list[dict], device_name: str) -> Path:
-    """Append to bench/results/<device>.csv."""
+def write(rows: list[dict], name: str, fields: tuple[str, ...] = FIELDS) -> Path:
+    """Append to bench/results/<name>.csv."""
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{''.join(c if c.isalnum() else '-' for c in device_name).strip('-')}.csv"
+    path = folder / f"{''.join(c if c.isalnum() else '-' for c in name).strip('-')}.csv"
     fresh = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         if fresh:
             writer.writeheader()
         writer.writerows(rows)
