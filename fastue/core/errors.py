@@ -17,9 +17,3 @@ class DataError(FastueError, ValueError):
     """Pictures, labels or a written data set that cannot be used as they are."""
 
     exit_code = 3
-
-
-class Interrupted(FastueError):
-    """Stopped before the end; the same command goes on from where it was."""
-
-    exit_code = 4

@@ -84,14 +84,13 @@ def evaluate(
         raise UsageError(f"--arms {','.join(sorted(unknown))}: use some of {', '.join(ARMS)}")
     for data in filter(None, (protected, originals)):
         check_pair(data, test)
-    pictures = {"clean": [originals], "protected": [protected]}
     prints = {id(data): data.fingerprint() for data in (protected, originals, test) if data}
     cells = [Cell(cm, arm, arch, seed) for cm in SUITES[suite] for arch in archs for seed in seeds for arm in arms]
     make_folder(out / "rows")
     rows: list[dict] = []
     for number, cell in enumerate(cells, 1):
         victim = replace(config, arch=cell.arch)
-        inputs = [prints[id(data)] for data in (*pictures.get(cell.arm, [originals]), test)]
+        inputs = [prints[id(data)] for data in (protected if cell.arm == "protected" else originals, test)]
         inputs += [levels] if cell.arm.startswith("random") else []
         described = {**asdict(cell), **asdict(victim), "inputs": inputs}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
@@ -128,7 +127,6 @@ def summarise(rows: list[dict]) -> list[dict]:
             "countermeasure": countermeasure, "arch": arch, "arm": arm, "seeds": len(members),
             "final_mean": statistics.fmean(final), "final_sd": statistics.stdev(final) if len(final) > 1 else 0.0,
             "final_max": max(final), "peak_mean": statistics.fmean(row["accuracy_peak"] for row in members),
-            "peak_max": max(row["accuracy_peak"] for row in members),
         })  # fmt: skip
     return table
 

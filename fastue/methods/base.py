@@ -49,8 +49,8 @@ class Checkpointer:
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
         return checkpoint.load(self.folder) if self.folder else None
 
-    def tick(self, snapshot: Callable[[], tuple[dict[str, Tensor], dict]], *, force: bool = False) -> None:
-        if self.folder and (force or time.monotonic() - self._last >= self.seconds):
+    def tick(self, snapshot: Callable[[], tuple[dict[str, Tensor], dict]]) -> None:
+        if self.folder and time.monotonic() - self._last >= self.seconds:
             checkpoint.save(self.folder, *snapshot())
             self._last = time.monotonic()
 

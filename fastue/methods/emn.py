@@ -60,6 +60,10 @@ class EMNConfig:
         if not 0 < self.subset <= 1 or not 0 <= self.stop_error < 1:
             raise UsageError("--subset must be in (0, 1] and --stop-error in [0, 1)")
 
+    def searched(self, n: int, classes: int) -> int:
+        """How many of n pictures a sweep goes over."""
+        return max(round(self.subset * n), min(n, classes)) if self.mode == "class" else n
+
 
 def published_stop(config: EMNConfig) -> EMNConfig:
     """The stop rule of the public code: one sweep at 1 % error sample-wise or 10 % class-wise is enough."""
@@ -88,8 +92,7 @@ def emn(
     optimizer = sgd(model, c.lr)
     frozen = FrozenCopy(model, c.precision, compile=c.compile)
     rows = torch.arange(n)
-    if classwise and c.subset < 1:
-        count = max(round(c.subset * n), min(n, data.num_classes))
+    if (count := c.searched(n, data.num_classes)) < n:
         rows = torch.from_numpy(keyed_generator(c.seed, "emn-subset").permutation(n)[:count])
     noise = torch.zeros(data.num_classes if classwise else n, *data.shape, device=data.device)
     noise = noise.contiguous(memory_format=torch.channels_last)

@@ -35,7 +35,7 @@ def plan(data: ImageDataset, config: EMNConfig, device: torch.device) -> str:
     with contextlib.suppress(_Enough):
         emn(data.to(device), config, checkpoint=Checkpointer(None), progress=watch)
     train, noise = min(seconds["train"]), min(seconds["noise"])
-    rows = len(data) if config.mode == "sample" else max(round(config.subset * len(data)), data.num_classes)
+    rows = config.searched(len(data), data.num_classes)
     sweep = config.train_steps * train + -(-rows // config.batch) * noise
     low, high = (n * sweep for n in TYPICAL_SWEEPS[config.mode])
     pixels = data.images[0].numel()

@@ -31,7 +31,6 @@ COMPATS = {
     "none": "signed noise, rounded to nearest",
     "emn2021": "as the public EMN code: stops after one good sweep, and every negative noise value becomes 0",
 }
-SHARD_BYTES = 32 << 20
 
 
 def protect(
@@ -78,7 +77,6 @@ def protect(
             store = NoiseStore.create(
                 out, data, per=result.per, eps=config.eps, levels=levels,
                 header={"method": "emn", "config": asdict(config), "compat": compat, "history": result.history},
-                shard_rows=max(1, SHARD_BYTES // noise[0].numel()),
             )  # fmt: skip
             for shard in store.missing_shards():
                 store.write_shard(shard, noise[store.shard_slice(shard)])
