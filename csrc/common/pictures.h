@@ -30,9 +30,10 @@ struct Normalisation {
 
 // v / 255 to the last bit for all 256 values (a test looks), without the division, which would set the pace: 1/255 in
 // two parts, of which the first, 257/65536, has an exact product.
+constexpr float kPixelHigh = 0x1.01p-8f, kPixelLow = 0x1.010102p-24f;
 FASTUE_HD FASTUE_INLINE float pixel(uint8_t v) {
   const float f = static_cast<float>(v);
-  return f * 0x1.01p-8f + f * 0x1.010102p-24f;
+  return f * kPixelHigh + f * kPixelLow;
 }
 // To the nearest whole number, ties to even, for |v| < 2^22: there the sum keeps no fraction. No libm call to vectorise.
 FASTUE_HD FASTUE_INLINE float nearest(float v) { return (v + 12582912.0f) - 12582912.0f; }

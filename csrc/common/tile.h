@@ -4,18 +4,41 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "pictures.h"
 
 // One portable binary with AVX-512, AVX2 and baseline code; the loader picks. GCC on Linux x86-64 only.
 // FASTUE_BASELINE leaves the baseline alone: a third of the compile time, for tests.
 #if !defined(FASTUE_BASELINE) && defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+#define FASTUE_X86_CLONES
 #define FASTUE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FASTUE_V4 __attribute__((target("arch=x86-64-v4")))  // by hand, behind __builtin_cpu_supports
 #else
 #define FASTUE_CLONES
 #endif
 
 namespace fastue {
+
+struct bf16 {
+  uint16_t bits;
+};
+#if defined(__FLT16_MANT_DIG__)
+using f16 = _Float16;
+#else
+#error "this compiler has no _Float16 (GCC 12 or clang 15 have)"
+#endif
+
+FASTUE_INLINE float to_float(float v) { return v; }
+FASTUE_INLINE float to_float(int8_t v) { return static_cast<float>(v); }
+FASTUE_INLINE float to_float(f16 v) { return static_cast<float>(v); }
+FASTUE_INLINE float to_float(bf16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
 
 // Elements of a tile: a multiple of 3 channels x 16 lanes, and three float tiles stay within 24 KiB.
 constexpr int64_t kTile = 1536;
@@ -49,6 +72,10 @@ struct Shape {
   }
 };
 
+// Whether a tile lies in `from` in one piece, in the working layout.
+inline bool in_place(const Pictures& from, const Shape& s) {
+  return from.interleaved == s.interleaved || s.channels == 1;
+}
 // The tile as floats: where it lies if it is float32 in the working layout, else converted into `scratch`.
 const float* load(const Pictures& from, const Shape& s, const Tile& t, float* scratch);
 // The same for uint8 pictures.

@@ -1,7 +1,6 @@
 // Conversions between tensors and tiles; see tile.h.
 #include "tile.h"
 
-#include <cstring>
 #include <type_traits>
 
 #if defined(__SSE2__)
@@ -10,25 +9,6 @@
 
 namespace fastue {
 namespace {
-
-struct bf16 {
-  uint16_t bits;
-};
-#if defined(__FLT16_MANT_DIG__)
-using f16 = _Float16;
-#else
-#error "this compiler has no _Float16 (GCC 12 or clang 15 have)"
-#endif
-
-FASTUE_INLINE float to_float(float v) { return v; }
-FASTUE_INLINE float to_float(int8_t v) { return static_cast<float>(v); }
-FASTUE_INLINE float to_float(f16 v) { return static_cast<float>(v); }
-FASTUE_INLINE float to_float(bf16 v) {
-  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
 
 FASTUE_INLINE void from_float(float v, float& out) { out = v; }
 FASTUE_INLINE void from_float(float v, f16& out) { out = static_cast<f16>(v); }
@@ -56,7 +36,7 @@ FASTUE_INLINE void each_crossed(const Shape& s, const Tile& t, F f) {
 template <class From>
 FASTUE_INLINE void load_as(const Pictures& from, const Shape& s, const Tile& t, float* __restrict to) {
   const From* data = static_cast<const From*>(from.data);
-  if (from.interleaved == s.interleaved || s.channels == 1) {
+  if (in_place(from, s)) {
     data += s.offset(t);
     for (int64_t i = 0; i < t.elements; ++i) to[i] = to_float(data[i]);
   } else {
@@ -67,7 +47,7 @@ FASTUE_INLINE void load_as(const Pictures& from, const Shape& s, const Tile& t, 
 }  // namespace
 
 FASTUE_CLONES const float* load(const Pictures& from, const Shape& s, const Tile& t, float* scratch) {
-  if (from.type == Type::f32 && (from.interleaved == s.interleaved || s.channels == 1))
+  if (from.type == Type::f32 && in_place(from, s))
     return static_cast<const float*>(from.data) + s.offset(t);
   if (from.type == Type::f32) load_as<float>(from, s, t, scratch);
   if (from.type == Type::bf16) load_as<bf16>(from, s, t, scratch);
@@ -77,7 +57,7 @@ FASTUE_CLONES const float* load(const Pictures& from, const Shape& s, const Tile
 }
 
 FASTUE_CLONES const uint8_t* load_bytes(const Pictures& from, const Shape& s, const Tile& t, uint8_t* scratch) {
-  if (from.interleaved == s.interleaved || s.channels == 1)
+  if (in_place(from, s))
     return static_cast<const uint8_t*>(from.data) + s.offset(t);
   const uint8_t* data = static_cast<const uint8_t*>(from.data);
   uint8_t* __restrict to = scratch;  // bytes may alias anything, unless told
@@ -105,7 +85,7 @@ FASTUE_INLINE void put(T* to, const T* from, int64_t n, bool stream) {
 template <class T>
 FASTUE_INLINE void store_as(const float* from, const Pictures& to, const Shape& s, const Tile& t, bool stream) {
   T* data = static_cast<T*>(to.data);
-  if (to.interleaved == s.interleaved || s.channels == 1) {
+  if (in_place(to, s)) {
     data += s.offset(t);
     if constexpr (std::is_same_v<T, float>) {
       put(data, from, t.elements, stream);
