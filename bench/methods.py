@@ -14,6 +14,7 @@ the gradient is decided). Rows are appended to bench/results/methods-<device>.cs
 """
 
 import argparse
+import contextlib
 import copy
 import importlib.util
 import os
@@ -197,30 +198,39 @@ def main() -> int:
         sides["tuned", precision] = lambda precision=precision: tuned(data, given, precision)
         sides["fastue", precision] = lambda precision=precision: ours(data, given, precision)
     times: dict[tuple, list[float]] = {side: [] for side in sides}
-    for number in range(given.rounds):
-        for side, run in sides.items():
-            start = time.perf_counter()
-            error = run()
-            times[side].append(time.perf_counter() - start)
-            print(f"round {number + 1} {' '.join(side):<18} {times[side][-1]:7.1f} s, error {error:.3f}, "
-                  f"load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
-    base = quantiles(times["published", "float32"])[1]
+    with contextlib.suppress(KeyboardInterrupt):  # what is measured so far counts
+        for number in range(given.rounds):
+            for side, run in sides.items():
+                start = time.perf_counter()
+                error = run()
+                times[side].append(time.perf_counter() - start)
+                print(f"round {number + 1} {' '.join(side):<18} {times[side][-1]:7.1f} s, error {error:.3f}, "
+                      f"load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+    conclude(times, given, len(data), about)
+    return 0
+
+
+def conclude(times: dict[tuple, list[float]], given, pictures: int, about: dict) -> None:
+    """Print and write a row a side, over the rounds that all sides finished."""
+    rounds = min(len(seconds) for seconds in times.values())
+    if not rounds:
+        return
+    p50 = {side: quantiles(seconds[:rounds])[1] for side, seconds in times.items()}
     rows = []
-    for (name, precision), seconds in times.items():
-        p50 = quantiles(seconds)[1]
+    for (name, precision), middle in p50.items():
+        seconds = times[name, precision][:rounds]
         rows.append({
             "method": "emn", "mode": "sample", "side": name, "precision": precision, "arch": given.arch,
-            "pictures": len(data), "steps": given.steps, "batch": given.batch, "rounds": given.rounds,
-            "p50_s": f"{p50:.2f}", "min_s": f"{min(seconds):.2f}", "max_s": f"{max(seconds):.2f}",
-            "times_published": f"{base / p50:.2f}",
-            "times_tuned": f"{quantiles(times['tuned', precision])[1] / p50:.2f}",
+            "pictures": pictures, "steps": given.steps, "batch": given.batch, "rounds": rounds,
+            "p50_s": f"{middle:.2f}", "min_s": f"{min(seconds):.2f}", "max_s": f"{max(seconds):.2f}",
+            "times_published": f"{p50['published', 'float32'] / middle:.2f}",
+            "times_tuned": f"{p50['tuned', precision] / middle:.2f}",
             "load": f"{os.getloadavg()[0]:.1f}", **about,
         })  # fmt: skip
-        print(f"{name:<10} {precision:<8} {p50:7.1f} s  {base / p50:5.2f}x published  {rows[-1]['times_tuned']}x tuned")
+        print(f"{name:<10} {precision:<8} {middle:7.1f} s  {rows[-1]['times_published']}x published  "
+              f"{rows[-1]['times_tuned']}x tuned")  # fmt: skip
     if not given.dry_run:
-        path = write(rows, f"methods-{about['device']}", FIELDS)
-        print(path)
-    return 0
+        print(write(rows, f"methods-{about['device']}", FIELDS))
 
 
 if __name__ == "__main__":

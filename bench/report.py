@@ -16,8 +16,10 @@ run, not milliseconds between machines. Of several runs of the same thing the ne
 """
 NO_GPU = """## GPU
 
-Not measured on a GPU. On a machine with one, `python -m bench.ops` and `python -m bench.methods` add the rows.
+Not measured on a GPU. On a machine with one, `python -m bench.ops`, `python -m bench.methods` and
+`python -m bench.certify` add the rows.
 """
+TITLES = {"methods": "Methods, a whole EMN iteration", "certify": "Certify, seconds for a noisy copy of a network"}
 OPS = (
     "op", "case", "dtype", "backend", "p50_ms", "GB_per_s", "percent_of_copy", "times_chain", "times_reference",
     "peak_MiB", "load", "commit",
@@ -25,6 +27,11 @@ OPS = (
 METHODS = (
     "method", "mode", "side", "precision", "arch", "pictures", "steps", "p50_s", "times_published", "times_tuned",
     "load", "commit",
+)  # fmt: skip
+
+CERTIFY = (
+    "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "times_published",
+    "counts", "load", "commit",
 )  # fmt: skip
 
 
@@ -50,13 +57,15 @@ def main() -> None:
         if not rows:
             continue
         first = rows[-1]
-        whole = path.name.startswith("methods-")
+        kind = path.name.split("-")[0]
         gpu |= any(row.get("backend") in ("cuda", "triton") for row in rows)
-        text += f"## {'Methods' if whole else 'Ops'}: {first['device']}\n\n"
+        text += f"## {TITLES.get(kind, 'Ops')}: {first['device']}\n\n"
         text += f"{first['threads']} threads, torch {first['torch']}, triton {first['triton'] or 'not installed'}, "
         text += f"{first['time'][:10]}\n\n"
-        if whole:
+        if kind == "methods":
             text += table(newest(rows, ("side", "precision", "arch", "pictures", "steps", "mode")), METHODS)
+        elif kind == "certify":
+            text += table(newest(rows, ("side", "arch", "arithmetic", "compiled", "pictures")), CERTIFY)
         else:
             text += table(newest(rows, ("op", "case", "dtype", "backend")), OPS)
     PAGE.write_text(text if gpu else text + NO_GPU)
