@@ -1,4 +1,4 @@
-"""What people run today, in our own words: the chains of eager PyTorch calls that the ops replace, on float32 pictures.
+"""What people run today, in our own words: the chains of eager PyTorch calls that the ops replace, on float32.
 
 Each takes an op's benchmark arguments, does once what such a loop does once, and returns the step that is timed.
 """
@@ -63,5 +63,32 @@ def class_step(noise, grad, x, y, step, eps, ascend) -> Callable[[], torch.Tenso
         eta = torch.clamp(p - picture, -eps, eps)
         mean = torch.zeros_like(noise).index_add_(0, y, eta) / count
         return torch.clamp(mean, -eps, eps)
+
+    return run
+
+
+def weight_noise(base, table, draws, out, sigma, seed, purpose) -> Callable[[], torch.Tensor]:
+    """The published loop, for each draw and each parameter: randn, scale, add before the evaluation, subtract after."""
+    parameters = base.clone().split((64 * torch.bincount(table >> 32)).tolist())
+
+    def run():
+        for _ in draws:
+            noises = [torch.randn_like(p) * sigma for p in parameters]
+            for p, noise in zip(parameters, noises, strict=True):
+                p.add_(noise)
+            for p, noise in zip(parameters, noises, strict=True):
+                p.sub_(noise)
+        return parameters[0]
+
+    return run
+
+
+def count_correct(logits, y, counts, slot) -> Callable[[], torch.Tensor]:
+    """Find the classes, compare, and fetch the number."""
+    right = {"count": 0}
+
+    def run():
+        right["count"] += (torch.max(logits, 1).indices == y).sum().item()
+        return logits
 
     return run

@@ -135,7 +135,7 @@ def measure(op: opspec.OpSpec, case: str, args: dict, backends: list[str], round
         for name, side in sides.items():
             times[name].append(once(side, device))
     copy = 2 * 4 * COPY_ELEMENTS / quantiles(times["copy"])[1] / 1e6
-    shown = next(v for k, v in args.items() if k in ("grad", "out") and v is not None)
+    shown = next(v for k, v in args.items() if k in ("grad", "out", "logits") and v is not None)
     traffic = op.traffic(*args.values())
     rows = []
     for name in [*backends, *(["chain"] if "chain" in sides else [])]:

@@ -14,6 +14,10 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
       " Tensor(b!)? out, float[] mean, float[] std) -> ()");
   m.def(
       "class_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend) -> ()");
+  m.def(
+      "weight_noise(Tensor base, Tensor table, Tensor draws, Tensor(a!) out, float sigma, int seed, int purpose)"
+      " -> ()");
+  m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -94,6 +94,51 @@ def philox(c0, c1, c2, c3, seed_low, seed_high):
     return c0, c1, c2, c3
 
 
+@triton.jit
+def _radius(a, b):
+    """sqrt(-2 ln u) of the 40 bits in a and the low byte of b; csrc/common/normal.h says how."""
+    turned = (a.to(tl.int32, bitcast=True) >> 31).to(tl.uint32, bitcast=True)
+    high = (a ^ turned).to(tl.int32, bitcast=True).to(tl.float32)
+    low = ((b ^ turned) & 255).to(tl.int32, bitcast=True).to(tl.float32)
+    t = high * 4.656612873077393e-10 + (low + 0.5) * 1.8189894035458565e-12
+    bits = t.to(tl.uint32, bitcast=True)
+    y = tl.where(turned != 0, t, 2.0 - ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True))
+    e = ((bits >> 23).to(tl.int32, bitcast=True) - 127).to(tl.float32)
+    whole = tl.where(turned != 0, 0.0, e * -1.3862943649291992)
+    y2 = y * y
+    q01 = 0.24999761581420898 + 0.08340787887573242 * y
+    q23 = 0.03046148084104061 + 0.0164763443171978 * y
+    q45 = -0.0056458450853824615 + 0.018875950947403908 * y
+    q67 = -0.012803182005882263 + 0.005524084437638521 * y
+    q = (q01 + q23 * y2) + (q45 + q67 * y2) * (y2 * y2)
+    return tl.sqrt_rn(whole + (y + y2 * q))
+
+
+@triton.jit
+def _turn(b):
+    """cos and sin of the angle (b >> 8) / 2^24 of a full turn."""
+    quarter = b + 0x20000000
+    x = (((quarter >> 7) & 0x7FFFFE) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
+    g = x * x
+    s = ((-0.004628783091902733 * g + 0.07969201356172562) * g - 0.6459649801254272) * g + 1.5707963705062866
+    s = x * s
+    c = ((0.0008943388820625842 * g - 0.02085557021200657) * g + 0.25366854667663574) * g - 1.2337005138397217
+    c = c * g + 1.0
+    odd = (quarter & 0x40000000) != 0
+    cosine = tl.where(odd, s, c).to(tl.uint32, bitcast=True) ^ ((quarter + 0x40000000) & 0x80000000)
+    sine = tl.where(odd, c, s).to(tl.uint32, bitcast=True) ^ (quarter & 0x80000000)
+    return cosine.to(tl.float32, bitcast=True), sine.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def normals(w0, w1, w2, w3):
+    """Four standard normal numbers from four uint32 words; the twin of csrc/common/normal.h, bit for bit."""
+    cosine0, sine0 = _turn(w1)
+    cosine1, sine1 = _turn(w3)
+    r0, r1 = _radius(w0, w1), _radius(w2, w3)
+    return r0 * cosine0, r0 * sine0, r1 * cosine1, r1 * sine1
+
+
 def block_size(elements: int, device: torch.device, largest: int = 1024) -> int:
     """1024: eight elements a thread, 16-byte accesses of half precision. The interpreter pays by the program."""
     largest = largest if device.type == "cuda" else 8192
@@ -125,7 +170,7 @@ def check_rows(name: str, index: torch.Tensor, n: int) -> None:
     if not index.is_cuda and index.numel():
         low, high = (int(v) for v in index.aminmax())
         if low < 0 or high >= n:
-            raise IndexError(f"{name} holds {low if low < 0 else high}, the bank has {n} rows")
+            raise IndexError(f"{name} holds {low if low < 0 else high}, outside of [0, {n})")
 
 
 def on_device_of(t: torch.Tensor) -> contextlib.AbstractContextManager:

@@ -1,5 +1,5 @@
 // Philox-4x32-10 (Salmon et al. 2011), and the crop and flip keyed by it. Shared by the CPU and CUDA code; the twin of
-// fastue/ops/_keyed.py. A draw is a pure function of (seed, purpose, epoch, id).
+// fastue/ops/_keyed.py. A draw is a pure function of its seed and its counter.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct Words {
   uint32_t v[4];
 };
 
-FASTUE_HD inline Words philox(Words c, uint64_t seed) {
+FASTUE_HD FASTUE_INLINE Words philox(Words c, uint64_t seed) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53u} * c.v[0], b = uint64_t{0xCD9E8D57u} * c.v[2];

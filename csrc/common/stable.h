@@ -68,7 +68,7 @@ inline const int64_t* numbers(const Tensor& t, const Tensor& x, const char* name
 inline const int64_t* checked_rows(const Tensor& index, const Tensor& x, int64_t rows, const char* name) {
   const int64_t* p = numbers(index, x, name);
   for (int64_t i = 0; i < index.size(0); ++i)
-    STD_TORCH_CHECK(p[i] >= 0 && p[i] < rows, name, " holds ", p[i], ", the bank has ", rows, " rows");
+    STD_TORCH_CHECK(p[i] >= 0 && p[i] < rows, name, " holds ", p[i], ", outside of [0, ", rows, ")");
   return p;
 }
 

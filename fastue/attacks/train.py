@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from fastue import models
 from fastue.core.errors import DataError
@@ -51,7 +52,19 @@ def train_victim(
     seed: int,
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
 ) -> dict[str, list[float]]:
-    """Curves over epochs: `loss` (mean training loss), `train_accuracy` and `accuracy` on the clean `test`, in percent.
+    """The curves of `fit`."""
+    return fit(train, test, config, seed=seed, progress=progress)[1]
+
+
+def fit(
+    train: ImageDataset,
+    test: ImageDataset,
+    config: VictimConfig,
+    *,
+    seed: int,
+    progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
+) -> tuple[nn.Module, dict[str, list[float]]]:
+    """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and `accuracy` on the clean `test`, in percent.
 
     Initial weights, order and augmentation depend on `seed` alone. `train_accuracy` is on the training pictures as
     written, without augmentation, at the last epoch only (a list of one).
@@ -77,4 +90,4 @@ def train_victim(
         curves["accuracy"].append(round(accuracy(model, batches(test, 500), precision=c.precision), 3))
         progress(epoch + 1, c.epochs, {"loss": curves["loss"][-1], "accuracy": curves["accuracy"][-1]})
     curves["train_accuracy"].append(round(accuracy(model, batches(train, 500), precision=c.precision), 3))
-    return curves
+    return model, curves

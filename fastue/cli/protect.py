@@ -12,14 +12,23 @@ def add_arguments(parser) -> None:
         "source", help="folder of class sub-folders, .npz with x and y, torchvision:NAME:PATH, demo:train"
     )
     parser.add_argument("--out", type=Path, required=True, help="a new directory, or one a killed run left")
-    parser.add_argument("--method", default="emn", choices=("emn",))
+    parser.add_argument("--method", default="emn", choices=("emn", "pue"), help="pue: emn under weight noise")
     parser.add_argument("--mode", default="sample", choices=("sample", "class"), help="one noise a picture or a class")
     parser.add_argument(
         "--eps", type=pixels, default=8 / 255, metavar="8/255", help="L-inf budget in [0,1] pixel units"
     )
     parser.add_argument("--arch", default="auto", help="surrogate; auto: resnet18 on a GPU, resnet10-w16 on a CPU")
-    parser.add_argument("--steps", type=positive, help="noise steps a sweep (default: 20 sample, 1 class)")
-    parser.add_argument("--step", type=pixels, metavar="0.8/255", help="size of a noise step (default: 0.8/255)")
+    parser.add_argument(
+        "--recipe", default="paper", choices=("paper", "fast"), help="fast: one large noise step a sweep"
+    )
+    parser.add_argument("--steps", type=positive, help="noise steps a sweep (default: the recipe's)")
+    parser.add_argument("--step", type=pixels, metavar="0.8/255", help="size of a noise step (default: the recipe's)")
+    parser.add_argument("--max-sweeps", type=positive, default=100, help="give up after this many")
+    weights = parser.add_argument_group("pue", "noise on the weights of the surrogate (published values; costly)")
+    weights.add_argument("--sigma", type=float, default=0.25, help="its standard deviation at the highest level")
+    weights.add_argument("--levels", type=positive, default=6, help="levels from 0 to sigma")
+    weights.add_argument("--train-draws", type=positive, default=100, help="noisy copies a level in a training step")
+    weights.add_argument("--noise-draws", type=positive, default=10, help="noisy copies a level in a noise step")
     parser.add_argument("--size", type=positive, help="resize the shorter side to this and cut out the centre")
     parser.add_argument("--labels", type=Path, metavar="CSV", help="`file,class` lines for an unsorted folder")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read, and list them")
@@ -39,22 +48,31 @@ def run(args) -> int:
     from fastue.core.errors import UsageError
     from fastue.data.sources import open_dataset
     from fastue.evaluation.preview import preview_of
-    from fastue.methods.emn import EMNConfig
+    from fastue.methods.emn import EMNConfig, recipe
     from fastue.methods.protect import COMPATS, protect
+    from fastue.methods.pue import PUEConfig
     from fastue.models.training import resolve_device, resolve_precision
 
     device = resolve_device(args.device)
     arch = args.arch if args.arch != "auto" else ("resnet18" if device.type == "cuda" else "resnet10-w16")
-    config = EMNConfig(
-        mode=args.mode, eps=args.eps, steps=args.steps, step=args.step, arch=arch, seed=args.seed,
-        precision=resolve_precision(args.precision, device), compile=args.compile,
-    )  # fmt: skip
+    chosen = recipe(args.recipe, args.mode, args.eps)
+    common = {
+        "mode": args.mode, "eps": args.eps, "steps": args.steps or chosen.get("steps"),
+        "step": args.step or chosen.get("step"), "arch": arch, "seed": args.seed, "max_sweeps": args.max_sweeps,
+        "precision": resolve_precision(args.precision, device), "compile": args.compile,
+    }  # fmt: skip
+    if args.method == "pue":
+        config = PUEConfig(
+            **common, sigma=args.sigma, levels=args.levels, train_draws=args.train_draws, noise_draws=args.noise_draws
+        )
+    else:
+        config = EMNConfig(**common)
     if args.labels and not args.labels.exists():
         raise UsageError(f"--labels {args.labels}: no such file")
     data = open_dataset(args.source, size=args.size, labels=args.labels, on_error="skip" if args.skip_bad else "stop")
     for note in data.notes:
         print(f"note: {note}")
-    print(f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; surrogate {arch}, "
+    print(f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; {args.method}, surrogate {arch}, "
           f"{config.mode}-wise, eps {config.eps * 255:g}/255, {config.precision} on {device}", flush=True)  # fmt: skip
     if args.plan:
         from fastue.methods.plan import plan

@@ -7,6 +7,8 @@ VARIABLES = {
     "FASTUE_BACKEND": ("auto", "backend of every op: auto, reference, cpp, triton or cuda"),
     "FASTUE_REQUIRE": ("", "comma-separated backends whose absence is a test failure instead of a skip"),
     "FASTUE_BUILD_EXT": ("1", "0 at install time: install without compiling csrc/"),
+    "RANK": ("0", "torchrun's own: number of this process among those that share a certificate's draws"),
+    "WORLD_SIZE": ("1", "torchrun's own: how many they are"),
     "TRITON_INTERPRET": ("0", "Triton's own: 1 runs Triton kernels on the CPU, slowly, for tests"),
 }
 
@@ -26,6 +28,11 @@ def required_backends() -> frozenset[str]:
 
 def triton_interprets() -> bool:
     return get("TRITON_INTERPRET").strip().lower() in ("1", "true", "yes", "on", "y")
+
+
+def rank() -> tuple[int, int]:
+    """(rank, number of ranks) under torchrun; (0, 1) otherwise."""
+    return int(get("RANK")), int(get("WORLD_SIZE"))
 
 
 def settings() -> dict[str, str]:

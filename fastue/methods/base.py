@@ -21,6 +21,7 @@ class Perturbation:
     eps: float
     history: list[dict] = field(default_factory=list)
     converged: bool = True  # False where a stop rule was not met in the sweeps allowed
+    surrogate: nn.Module | None = None  # the network the noise was made with, as it stood at the end
 
     def quantised(self) -> Tensor:
         """int8 in units of 1/255, rounded to nearest and never above the budget."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastue import models
@@ -28,6 +28,8 @@ from fastue.ops import apply_noise, class_step, linf_step
 @dataclass(frozen=True)
 class EMNConfig:
     """Noise in [0,1] pixel units. `steps` and `step` left at None take the paper's value for the mode."""
+
+    method = "emn"
 
     mode: str = "sample"  # one noise a picture ("sample") or one a class ("class")
     eps: float = 8 / 255
@@ -65,15 +67,52 @@ class EMNConfig:
         return max(round(self.subset * n), min(n, classes)) if self.mode == "class" else n
 
 
+RECIPES = {
+    "paper": "20 noise steps of 0.8/255 on a batch in a sweep",
+    "fast": "one noise step of the whole budget: more sweeps, a fraction of the cost",
+}
+
+
+def recipe(name: str, mode: str, eps: float) -> dict[str, float]:
+    """`steps` and `step` of a recipe; class-wise noise takes one small step a batch in both."""
+    return {"steps": 1, "step": eps} if name == "fast" and mode == "sample" else {}
+
+
 def published_stop(config: EMNConfig) -> EMNConfig:
     """The stop rule of the public code: one sweep at 1 % error sample-wise or 10 % class-wise is enough."""
     return replace(config, stop_error=0.1 if config.mode == "class" else 0.01, stop_sweeps=1)
+
+
+class Surrogate:
+    """theta: it learns the noisy pictures, then stands still while the noise learns to please it."""
+
+    def __init__(self, model: nn.Module, config: EMNConfig):
+        self.model, self.config = model, config
+        self.optimizer = sgd(model, config.lr)
+        self.frozen = FrozenCopy(model, config.precision, compile=config.compile)
+        self.moves = config.steps  # noise steps on a batch in one sweep
+
+    def begin(self, history: list[dict]) -> None:
+        """Before each sweep and after a resume; `history` holds the sweeps done."""
+
+    def learn(self, x: Tensor, y: Tensor, number: int) -> None:
+        """The `number`-th training step of the run."""
+        train_step(self.model, self.optimizer, x, y, precision=self.config.precision, clip=self.config.clip)
+
+    def gradient(self, noisy: Tensor, y: Tensor, move: int, number: int) -> tuple[Tensor, Tensor]:
+        """For noise step `move` on the `number`-th batch of all sweeps: see _input_gradient."""
+        return _input_gradient(self.frozen, noisy, y)
+
+    def finished(self, history: list[dict]) -> bool:
+        recent = [entry["error"] for entry in history[-self.config.stop_sweeps :]]
+        return len(recent) == self.config.stop_sweeps and max(recent) <= self.config.stop_error
 
 
 def emn(
     data: ImageDataset,
     config: EMNConfig,
     *,
+    surrogate: type[Surrogate] = Surrogate,
     checkpoint: Checkpointer | None = None,
     clock: Clock | None = None,
     progress: Callable[[str, int, int, dict], None] = lambda phase, done, total, info: None,
@@ -89,8 +128,8 @@ def emn(
     n, batch = len(data), min(c.batch, len(data))
     model = models.build(c.arch, data.num_classes, data.shape[0], seed=c.seed)
     model = model.to(data.device, memory_format=torch.channels_last)
-    optimizer = sgd(model, c.lr)
-    frozen = FrozenCopy(model, c.precision, compile=c.compile)
+    theta = surrogate(model, c)
+    dtype = theta.frozen.dtype
     rows = torch.arange(n)
     if (count := c.searched(n, data.num_classes)) < n:
         rows = torch.from_numpy(keyed_generator(c.seed, "emn-subset").permutation(n)[:count])
@@ -102,21 +141,18 @@ def emn(
     if saved := checkpoint.load():
         tensors, state = saved
         noise.copy_(tensors.pop("noise"))
-        unpack(tensors, model, optimizer)
+        unpack(tensors, model, theta.optimizer)
     correct = torch.tensor(state["correct"], device=data.device)
 
     def snapshot() -> tuple[dict[str, Tensor], dict]:
-        return {"noise": noise, **pack(model, optimizer)}, {**state, "correct": int(correct)}
-
-    def finished() -> bool:
-        recent = [entry["error"] for entry in state["history"][-c.stop_sweeps :]]
-        return len(recent) == c.stop_sweeps and max(recent) <= c.stop_error
+        return {"noise": noise, **pack(model, theta.optimizer)}, {**state, "correct": int(correct)}
 
     def report(phase: str, done: int, total: int) -> None:
         info = {"error": state["history"][-1]["error"]} if state["history"] else {}
         progress(f"sweep {state['sweep'] + 1}, {phase}", done, total, info)
 
-    while state["sweep"] < c.max_sweeps and not finished():
+    while state["sweep"] < c.max_sweeps and not theta.finished(state["history"]):
+        theta.begin(state["history"])
         # theta learns the noisy pictures, walking on through the data
         model.train()
         while state["trained"] < (state["sweep"] + 1) * c.train_steps:
@@ -125,24 +161,25 @@ def emn(
             with clock("ops"):
                 x = apply_noise(x, noise, y if classwise else index, channels_last=True)
             with clock("training"):
-                train_step(model, optimizer, x, y, precision=c.precision, clip=c.clip)
+                theta.learn(x, y, state["trained"])
             state["trained"] += 1
             steps = state["trained"] - state["sweep"] * c.train_steps
             report("surrogate", steps * batch, c.train_steps * batch)
             checkpoint.tick(snapshot)
 
         # the noise learns to please theta, which stands still: one forward, one input gradient, one op a step
-        theta = frozen.refresh()
+        theta.frozen.refresh()
         for x, y, index in clock.over("data", batches(data, batch, rows[state["swept"] :])):
             with clock("ops"):
-                noisy = apply_noise(x, noise, y if classwise else index, dtype=theta.dtype, channels_last=True)
-            for _ in range(c.steps):
+                noisy = apply_noise(x, noise, y if classwise else index, dtype=dtype, channels_last=True)
+            number = state["sweep"] * -(-len(rows) // batch) + state["swept"] // batch
+            for move in range(theta.moves):
                 with clock("network"):
-                    gradient, right = _input_gradient(theta, noisy, y)
+                    gradient, right = theta.gradient(noisy, y, move, number)
                 with clock("ops"):
                     if classwise:
                         class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
-                        noisy = apply_noise(x, noise, y, dtype=theta.dtype, channels_last=True)
+                        noisy = apply_noise(x, noise, y, dtype=dtype, channels_last=True)
                     else:
                         linf_step(noise, gradient, x, index, step=c.step, eps=c.eps, out=noisy)
             correct += right
@@ -156,7 +193,7 @@ def emn(
         state["sweep"], state["swept"] = state["sweep"] + 1, 0
         checkpoint.tick(snapshot)
 
-    return Perturbation(noise, c.mode, c.eps, state["history"], converged=finished())
+    return Perturbation(noise, c.mode, c.eps, state["history"], theta.finished(state["history"]), model)
 
 
 _order = functools.lru_cache(maxsize=1)(epoch_order)

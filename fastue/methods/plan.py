@@ -7,7 +7,8 @@ import torch
 
 from fastue.data.dataset import ImageDataset
 from fastue.methods.base import Checkpointer
-from fastue.methods.emn import EMNConfig, emn
+from fastue.methods.emn import EMNConfig
+from fastue.methods.protect import METHODS
 
 # Sweeps until the stop rule held in our runs on CIFAR-10 pictures (docs/EMN.md); an order of magnitude, not a promise.
 TYPICAL_SWEEPS = {"sample": (5, 15), "class": (6, 12)}
@@ -18,7 +19,7 @@ class _Enough(Exception):
 
 
 def plan(data: ImageDataset, config: EMNConfig, device: torch.device) -> str:
-    """Time, memory and disk of `emn` on `data`, as text. Runs one round of training and a few noise batches."""
+    """Time, memory and disk of the method on `data`, as text. Runs one round of training and a few noise batches."""
     seconds: dict[str, list[float]] = {"train": [], "noise": []}
     last = time.perf_counter()
 
@@ -33,7 +34,7 @@ def plan(data: ImageDataset, config: EMNConfig, device: torch.device) -> str:
         last = time.perf_counter()
 
     with contextlib.suppress(_Enough):
-        emn(data.to(device), config, checkpoint=Checkpointer(None), progress=watch)
+        METHODS[config.method](data.to(device), config, checkpoint=Checkpointer(None), progress=watch)
     train, noise = min(seconds["train"]), min(seconds["noise"])
     rows = config.searched(len(data), data.num_classes)
     sweep = config.train_steps * train + -(-rows // config.batch) * noise

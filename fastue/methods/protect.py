@@ -1,7 +1,8 @@
 """`fastue protect` as a function: pictures in, noise by a method, then store, written pictures and manifest.
 
 The directory it fills: `run.json` (arguments, source, versions; written first), `work/` (checkpoints while running),
-`noise/` (shards), `images/` (the protected pictures), `manifest.json` (written last: its presence means complete).
+`noise/` (shards), `images/` (the protected pictures), `surrogate.safetensors` (the network the noise was made with, for
+`fastue certify`), `manifest.json` (written last: its presence means complete).
 Publish `images/` only: the noise undoes the protection.
 """
 
@@ -25,8 +26,12 @@ from fastue.data.store import MANIFEST, NoiseStore, tidy
 from fastue.data.writers import write_folder
 from fastue.methods.base import Checkpointer, Perturbation, budget_levels
 from fastue.methods.emn import EMNConfig, emn, published_stop
+from fastue.methods.pue import pue
+from fastue.models import saved
 
 RUN_FILE = "run.json"
+SURROGATE_FILE = "surrogate.safetensors"
+METHODS = {"emn": emn, "pue": pue}
 COMPATS = {
     "none": "signed noise, rounded to nearest",
     "emn2021": "as the public EMN code: stops after one good sweep, and every negative noise value becomes 0",
@@ -57,7 +62,7 @@ def protect(
     levels = budget_levels(config.eps)
     models.build(config.arch, data.num_classes, data.shape[0])  # a wrong name fails before anything is written
     arguments = {
-        "method": "emn", "config": asdict(config), "compat": compat, "size": size, "device": device.type,
+        "method": config.method, "config": asdict(config), "compat": compat, "size": size, "device": device.type,
         "source_fingerprint": data.fingerprint(),
     }  # fmt: skip
     with _claimed(out):
@@ -70,13 +75,13 @@ def protect(
         torch.set_num_threads(run["threads"])
         free_space_check(out, _bytes_needed(data, config))
         checkpoint = Checkpointer(out / "work", checkpoint_seconds)
-        result = emn(data.to(device), config, checkpoint=checkpoint, clock=clock, progress=progress)
+        result = METHODS[config.method](data.to(device), config, checkpoint=checkpoint, clock=clock, progress=progress)
         noise = result.quantised()
 
         with (clock or Clock())("store"):
             store = NoiseStore.create(
                 out, data, per=result.per, eps=config.eps, levels=levels,
-                header={"method": "emn", "config": asdict(config), "compat": compat, "history": result.history},
+                header={"method": config.method, "config": asdict(config), "compat": compat, "history": result.history},
             )  # fmt: skip
             for shard in store.missing_shards():
                 store.write_shard(shard, noise[store.shard_slice(shard)])
@@ -84,6 +89,10 @@ def protect(
             files = write_folder(
                 out / "images", data, noise, rows, compat_emn2021=compat == "emn2021",
                 progress=lambda done, total: progress("write", done, total, {}),
+            )  # fmt: skip
+            saved.save(
+                out / SURROGATE_FILE, result.surrogate, arch=config.arch, classes=data.classes, channels=data.shape[0],
+                trained_by=f"fastue protect --method {config.method}", config=asdict(config),
             )  # fmt: skip
             store.finish(files)
             shutil.rmtree(out / "work", ignore_errors=True)

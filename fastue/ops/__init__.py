@@ -13,13 +13,25 @@ import torch
 from fastue.core.opspec import BackendError, use_backend
 from fastue.ops import apply_noise as _apply_noise
 from fastue.ops import class_step as _class_step
+from fastue.ops import count_correct as _count_correct
 from fastue.ops import l2_step as _l2_step
 from fastue.ops import linf_step as _linf_step
+from fastue.ops import weight_noise as _weight_noise
 from fastue.ops._checks import is_dense
+from fastue.ops._keyed import (
+    WEIGHTS_ATTACK,
+    WEIGHTS_CERTIFY,
+    WEIGHTS_NOISE_STEP,
+    WEIGHTS_STATISTICS,
+    WEIGHTS_TRAIN,
+)
 
-__all__ = ["BackendError", "apply_noise", "class_step", "l2_step", "linf_step", "use_backend"]
+__all__ = [
+    "WEIGHTS_ATTACK", "WEIGHTS_CERTIFY", "WEIGHTS_NOISE_STEP", "WEIGHTS_STATISTICS", "WEIGHTS_TRAIN", "BackendError",
+    "apply_noise", "class_step", "count_correct", "l2_step", "linf_step", "use_backend", "weight_noise",
+]  # fmt: skip
 
-_ROOMS = (_apply_noise, _class_step, _l2_step, _linf_step)
+_ROOMS = (_apply_noise, _class_step, _count_correct, _l2_step, _linf_step, _weight_noise)
 
 
 def apply_noise(
@@ -148,6 +160,51 @@ def class_step(
     torch.ops.fastue.class_step(
         noise.detach(), _dense(grad.detach()), _dense(x), y.contiguous(), step, eps, ascend
     )  # fmt: skip
+
+
+def weight_noise(
+    base: torch.Tensor,
+    table: torch.Tensor,
+    draws: torch.Tensor,
+    *,
+    sigma: float,
+    seed: int,
+    purpose: int,
+    dtype: torch.dtype = torch.float32,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Gaussian noise on all parameters of a model, several draws in one launch: out[k] = base + sigma * z(draws[k])
+
+    base     float32 [D]: the parameters one after another, each padded to a multiple of 64 elements, which is a block
+    table    int64 [D/64]: for each block its parameter << 32 | its number within the parameter, below 2^28
+    draws    int64 [K], numbers of the draws, each in [0, 2^32)
+    sigma    standard deviation, >= 0; with 0 the result is base
+    seed     64 bits;  purpose  in [0, 2^32), one of WEIGHTS_*: keeps the draws of different uses apart
+    dtype    of the result, float32 or bfloat16; the sum is float32 and rounded once, so that bfloat16 weights are a
+             function of weights with Gaussian noise
+    out      [K, D], contiguous, to write instead of a new tensor; its dtype wins
+    z is standard normal (tail to |z| = 7.5) and depends on (seed, purpose, draw, parameter, element) alone: a draw can
+    be made again at any time, in any company, with the same bits on every backend but the reference, which is the
+    exact definition and differs by rounding. Padding gets noise too. Not differentiable.
+    Errors: ValueError, TypeError, IndexError (RuntimeError from compiled code) for wrong shapes, dtypes and numbers; on
+    a GPU draws and blocks out of range wrap around.
+    """
+    if out is None:
+        out = torch.empty((len(draws), len(base)), dtype=dtype, device=base.device)
+    torch.ops.fastue.weight_noise(base.detach(), table, draws, out.detach(), sigma, seed, purpose)
+    return out
+
+
+def count_correct(logits: torch.Tensor, y: torch.Tensor, counts: torch.Tensor, slot: int = 0) -> None:
+    """counts[slot] += number of rows of logits whose largest entry is that of y, in place, without waiting for a GPU.
+
+    logits   [B, K] float32, bfloat16 or float16
+    y        int64 [B]; a class outside of [0, K) is never right
+    counts   int64 [S], contiguous, on the device of logits;  slot  in [0, S)
+    As torch.argmax has it, of equal entries the first is the largest, and NaN is larger than any number.
+    Errors: ValueError, TypeError, IndexError for wrong shapes, dtypes and slots.
+    """
+    torch.ops.fastue.count_correct(logits.detach().contiguous(), y.contiguous(), counts, slot)
 
 
 def _dense(t: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,7 @@ def rows(op: str, name: str, index: torch.Tensor, n: int) -> None:
     if index.numel():
         low, high = (int(v) for v in index.aminmax())
         if low < 0 or high >= n:
-            raise IndexError(f"{op}: {name} holds {low if low < 0 else high}, the bank has {n} rows")
+            raise IndexError(f"{op}: {name} holds {low if low < 0 else high}, outside of [0, {n})")
 
 
 def mask(op: str, t: torch.Tensor, b: int, h: int, w: int, device: torch.device) -> None:

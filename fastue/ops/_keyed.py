@@ -1,11 +1,20 @@
-"""Keyed draws in plain PyTorch: Philox-4x32-10, and the crop and flip made from it. csrc/common/philox.h is its twin.
+"""Keyed draws in plain PyTorch: Philox-4x32-10, and the crop and flip and the normal numbers made from it.
 
-A draw is a pure function of (seed, purpose, epoch, id): not of batch, order, thread, device or rank.
+csrc/common/philox.h and normal.h are its twins. A draw is a pure function of (seed, purpose, epoch, id) or (seed,
+purpose, draw, parameter, element): not of batch, order, thread, device or rank.
 """
+
+import math
 
 import torch
 
-CROP_FLIP = 1  # purpose: keeps the draws of different uses apart
+# Purposes: they keep the draws of different uses apart. Part of what a recorded seed means: never renumber.
+CROP_FLIP = 1
+WEIGHTS_CERTIFY = 2
+WEIGHTS_TRAIN = 3
+WEIGHTS_NOISE_STEP = 4
+WEIGHTS_STATISTICS = 5
+WEIGHTS_ATTACK = 6
 
 
 def _mul(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,6 +35,21 @@ def philox(counter: tuple[torch.Tensor | int, ...], seed: int) -> list[torch.Ten
         c = [high1 ^ c[1] ^ k0, low1, high0 ^ c[3] ^ k1, low0]
         k0, k1 = k0 + 0x9E3779B9 & 0xFFFFFFFF, k1 + 0xBB67AE85 & 0xFFFFFFFF
     return c
+
+
+def normals(words: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Four float64 tensors of standard normal numbers from four words, a pair from each two, by Box and Muller.
+
+    40 bits make the radius, so that |z| can reach 7.5, and 24 the angle.
+    """
+
+    def pair(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+        u = a.double() * 2.0**-32 + ((b & 255).double() + 0.5) * 2.0**-40
+        radius = (-2 * u.log()).sqrt()
+        angle = (b >> 8).double() * (2 * math.pi * 2.0**-24)
+        return [radius * angle.cos(), radius * angle.sin()]
+
+    return pair(words[0], words[1]) + pair(words[2], words[3])
 
 
 def crop_flip(picture: torch.Tensor, ids: torch.Tensor, seed: int, epoch: int, pad: int, flip: bool) -> torch.Tensor:

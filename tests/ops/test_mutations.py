@@ -2,7 +2,7 @@
 """The generic test must catch realistic bugs: each is planted in a copy of the project's kernels, on which the cases run.
 
 A mutant is (backend, file, the words there, what stands there instead). C++ mutants are compiled into a library of their
-own, Triton ones become a package of their own, and a process of their own uses them instead of the real ones.
+own ("cpp": the portable code alone; "v4": with the hand-written AVX-512 code), Triton ones become a package of their own, and a process of their own uses them instead of the real ones.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 LINF = "csrc/linf_step/linf_step_cpu.cpp"
@@ -24,18 +25,25 @@ SHARED = "csrc/common/pictures.h"
 MUTANTS = {
     "wrong sign at zero": ("cpp", SHARED, "(g < 0.0f ? step : 0.0f)", "(g <= 0.0f ? step : 0.0f)"),
     "a NaN moves": ("cpp", SHARED, "(g > 0.0f ? step : 0.0f)", "(!(g <= 0.0f) ? step : 0.0f)"),
-    "no clamp to the budget": ("cpp", LINF, "clamp(clamp(n[i] - moved(g[i], step), -eps, eps)", "clamp((n[i] - moved(g[i], step))"),
+    "no clamp to the budget": ("cpp", LINF, "clamp(clamp(n - moved(g, step), -eps, eps)", "clamp((n - moved(g, step))"),
     "no clamp to white": ("cpp", LINF, "-p, 1.0f - p)", "-p, 1.0f)"),
     "min-max for min-min": ("cpp", LINF, "ascend ? -step : step", "ascend ? step : -step"),
     "budget in the wrong unit": ("cpp", LINF, "static_cast<float>(eps)", "static_cast<float>(eps * 255)"),
-    "rounding truncates": ("cpp", LINF, "const float q = nearest(", "const float q = static_cast<float>((int)"),
-    "next input shows the noise before it is rounded": ("cpp", LINF, "    n[i] = q * scale;\n", ""),
+    "rounding truncates": ("cpp", LINF, "whole[i] = nearest(n * inverse);", "whole[i] = static_cast<float>((int)(n * inverse));"),
+    "next input shows the state in the wrong unit": ("cpp", LINF, "scratch[i] *= job.scale", "scratch[i] *= 1.0f"),
+    "bf16 gradient read from the start": ("cpp", LINF, "job.grad.data) + job.shape.offset(t)", "job.grad.data)"),
+    "avx512: last lanes forgotten": ("v4", LINF, "(1 << (count - i)) - 1", "(1 << (count - i - 1)) - 1"),
+    "avx512: last lanes write on": ("v4", LINF, "      _mm_mask_storeu_epi8(stored + i, live, narrow);", "      _mm_storeu_si128(reinterpret_cast<__m128i*>(stored + i), narrow);"),
+    "avx512: state beyond the budget": ("v4", LINF, "std::min(job.eps, 127.0f * job.scale)), low", "job.eps * 4), low"),
+    "avx512: a NaN moves": ("v4", LINF, "_CMP_GT_OQ", "_CMP_NLE_UQ"),
+    "avx512: next input is not what was stored": ("v4", LINF, "_mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale)", "n"),
+    "avx512: bf16 without its shift": ("v4", LINF, "_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)", "_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 15)"),
     "stale noise in the next input": ("cpp", LINF, "clamp(pixel(x[i]) + n[i], 0.0f, 1.0f)", "clamp(pixel(x[i]), 0.0f, 1.0f)"),
     "row of the batch for row of the bank": ("cpp", LINF, "target.row = job.index[t.row]", "target.row = t.row"),
     "mask of the first picture for all": ("cpp", LINF, "job.mask_shared ? 0 : t.row", "job.mask_shared ? 0 : 0 * t.row"),
     "last tile too short": ("cpp", "csrc/common/tile.h", "std::min(tile_pixels(), area - first)", "std::min(tile_pixels(), area - first - 1)"),
     "last tile writes on": ("cpp", "csrc/common/tile.h", "std::min(tile_pixels(), area - first)", "tile_pixels()"),
-    "channels_last read as contiguous": ("cpp", TILE, "from.interleaved == s.interleaved || s.channels == 1", "true"),
+    "channels_last read as contiguous": ("cpp", TILE, "  if (in_place(from, s)) {\n    data += s.offset(t);\n    for", "  if (true) {\n    data += s.offset(t);\n    for"),
     "mean and std of the wrong channel": ("cpp", TILE, "norm.mean[j % 3]", "norm.mean[2 - j % 3]"),
     "std applied before mean": ("cpp", TILE, "(v[i + j] - mean[j]) * inverse[j]", "v[i + j] * inverse[j] - mean[j]"),
     "bf16 truncated": ("cpp", TILE, "(bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16", "bits >> 16"),
@@ -103,14 +111,20 @@ def copy_with(mutant, folder: Path) -> Path:
     return folder
 
 
-def compile_sources(folder: Path, only: str | None = None) -> dict[str, Path]:
+def compile_sources(folder: Path, only: str | None = None, baseline: bool = True) -> dict[str, Path]:
     """The C++ files of `folder`, or one of them, as objects without a Python module; barely optimised, for one test."""
-    import torch
-
     home = Path(torch.__file__).parent
     bindings = folder / "csrc" / "bindings.cpp"
     bindings.write_text(bindings.read_text().split("PyMODINIT_FUNC")[0].replace("#include <Python.h>\n", ""))
-    flags = ["-c", "-O1", "-DFASTUE_BASELINE", "-std=c++20", "-fPIC", "-ffp-contract=off", f"-I{home / 'include'}"]
+    flags = [
+        "-c",
+        "-O1",
+        *(["-DFASTUE_BASELINE"] if baseline else []),
+        "-std=c++20",
+        "-fPIC",
+        "-ffp-contract=off",
+        f"-I{home / 'include'}",
+    ]
     flags.append("-DTORCH_TARGET_VERSION=0x020a000000000000")
     made = {}
     for source in [*folder.glob("csrc/*/*_cpu.cpp"), bindings]:
@@ -130,17 +144,16 @@ def objects(tmp_path_factory) -> dict[str, Path]:
 
 def build(mutant, folder: Path, objects: dict[str, Path]) -> Path:
     """The mutant's ops as a library."""
-    import torch
-
     path = mutant[1]
-    mine = objects | compile_sources(folder, path if path.endswith(".cpp") else None)
+    mine = objects | compile_sources(folder, path if path.endswith(".cpp") else None, baseline=mutant[0] == "cpp")
     library = folder / "mutant.so"
     command = ["g++", "-shared", *mine.values(), "-o", library, f"-L{Path(torch.__file__).parent / 'lib'}"]
     subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True, capture_output=True, text=True)
     return library
 
 
-def judge(kind: str, place: Path) -> subprocess.CompletedProcess:
+def judge(mutant, place: Path) -> subprocess.CompletedProcess:
+    kind = "triton" if mutant[0] == "triton" else "cpp"
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RUNNER, kind, str(place)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
@@ -150,17 +163,19 @@ def judge(kind: str, place: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_caught(name, tmp_path, objects):
     mutant = MUTANTS[name]
+    if mutant[0] == "v4" and not torch.cpu._is_avx512_supported():
+        pytest.skip("this CPU has no AVX-512")
     folder = copy_with(mutant, tmp_path)
-    found = judge(mutant[0], build(mutant, folder, objects) if mutant[0] == "cpp" else folder / "kernels")
+    found = judge(mutant, build(mutant, folder, objects) if mutant[0] != "triton" else folder / "kernels")
     # A crash counts too: that is how reading beyond a buffer shows in Triton's interpreter.
     assert found.returncode == 3 or found.returncode < 0, f"{name}: nothing noticed\n{found.stdout}{found.stderr}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cpp", "triton"])
+@pytest.mark.parametrize("kind", ["cpp", "v4", "triton"])
 def test_without_a_bug_nothing_is_caught(kind, tmp_path, objects):
     """Else the test above would prove nothing."""
     mutant = (kind, "csrc/bindings.cpp", "PyMODINIT_FUNC", "PyMODINIT_FUNC")
     folder = copy_with(mutant, tmp_path)
-    found = judge(kind, build(mutant, folder, objects) if kind == "cpp" else folder / "kernels")
+    found = judge(mutant, build(mutant, folder, objects) if kind != "triton" else folder / "kernels")
     assert found.returncode == 0, found.stdout + found.stderr

@@ -1,0 +1,119 @@
+// weight_noise on the CPU: one pass, tile by tile; a tile is 24 blocks of parameters. A value depends on its place and
+// its draw alone, so neither on threads nor on tiles. The definition is fastue/ops/weight_noise/reference.py.
+#include "checks.h"
+
+#if defined(FASTUE_X86_CLONES)
+#include <immintrin.h>
+#endif
+
+namespace fastue {
+namespace {
+
+static_assert(kTile % kBlock == 0);
+
+struct Job {
+  const float* base;
+  const int64_t *table, *draws;
+  Pictures out;
+  Shape shape;  // one channel of D pixels
+  float sigma;
+  uint64_t seed;
+  uint32_t purpose;
+  bool stream;
+  void (*make_words)(const Job& job, const int64_t* table, int64_t blocks, uint32_t draw, uint32_t* words);
+};
+
+// Where a block's words lie: word i of lane l at 16 i + l, which is the place of the element made from it.
+FASTUE_CLONES void make_words(const Job& job, const int64_t* table, int64_t blocks, uint32_t draw,
+                              uint32_t* __restrict words) {
+  const uint64_t seed = job.seed;
+  const uint32_t purpose = job.purpose;
+  for (int64_t b = 0; b < blocks; ++b, words += kBlock)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Words w = philox(weight_counter(table[b], static_cast<uint32_t>(lane), draw, purpose), seed);
+      for (int i = 0; i < 4; ++i) words[lane + kLanes * i] = w.v[i];
+    }
+}
+
+#if defined(FASTUE_X86_CLONES)
+// The same by hand, for GCC 12 has no good vectors for a product of 32 by 32 bits: it makes one of 64 by 64 of it. Here
+// a word has the low half of 64 bits, even lanes and odd ones apart; what is in the high half does not matter.
+FASTUE_V4 void make_words_v4(const Job& job, const int64_t* table, int64_t blocks, uint32_t draw, uint32_t* words) {
+  const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
+  const __m512i even = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), one = _mm512_set1_epi64(1);
+  for (int64_t b = 0; b < blocks; ++b, words += kBlock) {
+    const Words w = weight_counter(table[b], 0, draw, job.purpose);
+    __m512i c[4][2];
+    for (int i = 0; i < 4; ++i) c[i][0] = c[i][1] = _mm512_set1_epi64(w.v[i]);
+    c[0][0] = _mm512_add_epi64(c[0][0], even);
+    c[0][1] = _mm512_add_epi64(c[0][0], one);
+    uint32_t k0 = static_cast<uint32_t>(job.seed), k1 = static_cast<uint32_t>(job.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const __m512i key0 = _mm512_set1_epi64(k0), key1 = _mm512_set1_epi64(k1);
+      for (int h = 0; h < 2; ++h) {
+        const __m512i p = _mm512_mul_epu32(c[0][h], m0), q = _mm512_mul_epu32(c[2][h], m1);
+        c[0][h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(q, 32), c[1][h], key0, 0x96);  // exclusive or of three
+        c[2][h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p, 32), c[3][h], key1, 0x96);
+        c[1][h] = q;
+        c[3][h] = p;
+      }
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    for (int i = 0; i < 4; ++i)  // the odd lanes' words into the high halves
+      _mm512_storeu_si512(words + kLanes * i, _mm512_mask_shuffle_epi32(c[i][0], 0xAAAA, c[i][1], _MM_PERM_CCAA));
+  }
+}
+#endif
+
+// v = base + sigma * z.
+FASTUE_CLONES void add_normals(const uint32_t* __restrict words, const float* __restrict base, float sigma,
+                               int64_t elements, float* __restrict v) {
+  for (int64_t at = 0; at < elements; at += kBlock)
+    for (int64_t e = at; e < at + kLanes; ++e) {
+      const Normals z = normals({{words[e], words[e + kLanes], words[e + 2 * kLanes], words[e + 3 * kLanes]}});
+      for (int i = 0; i < 4; ++i) v[e + kLanes * i] = base[e + kLanes * i] + sigma * z.v[i];
+    }
+}
+
+void add_noise(const Job& job, int64_t begin, int64_t end) {
+  alignas(64) uint32_t words[kTile];
+  alignas(64) float v[kTile];
+  for (int64_t j = begin; j < end; ++j) {
+    const Tile t = job.shape.tile(j / job.shape.tiles(), j % job.shape.tiles());
+    const int64_t* table = job.table + t.first / kBlock;
+    const uint32_t draw = static_cast<uint32_t>(job.draws[t.row]);
+    job.make_words(job, table, t.elements / kBlock, draw, words);
+    add_normals(words, job.base + t.first, job.sigma, t.elements, v);
+    store(v, job.out, job.shape, t, job.stream);
+  }
+  if (job.stream) fence();
+}
+
+void weight_noise(const Tensor& base, const Tensor& table, const Tensor& draws, const Tensor& out, double sigma,
+                  int64_t seed, int64_t purpose) {
+  Job job{};
+  const int64_t size = check_weights(base, table, draws, out);
+  job.base = base.const_data_ptr<float>();
+  job.table = table.const_data_ptr<int64_t>();
+  job.draws = checked_rows(draws, out, int64_t{1} << 32, "draws");
+  uint64_t high = 0;
+  for (int64_t i = 0; i < size / kBlock; ++i) high |= static_cast<uint64_t>(job.table[i]) & 0xF0000000u;
+  STD_TORCH_CHECK(high == 0, "table holds a block outside of [0, 2^28)");
+  job.out = {out.data_ptr(), type_of(out, "out"), false};
+  job.shape = {1, size, false};
+  job.sigma = static_cast<float>(sigma);
+  job.seed = static_cast<uint64_t>(seed);
+  job.purpose = static_cast<uint32_t>(purpose);
+  job.stream = out.numel() * static_cast<int64_t>(job.out.type == Type::f32 ? 4 : 2) >= kStreamBytes;
+  job.make_words = make_words;
+#if defined(FASTUE_X86_CLONES)
+  if (__builtin_cpu_supports("x86-64-v4")) job.make_words = make_words_v4;
+#endif
+  parallel_tiles(draws.size(0) * job.shape.tiles(), [&](int64_t begin, int64_t end) { add_noise(job, begin, end); });
+}
+
+}  // namespace
+}  // namespace fastue
+
+STABLE_TORCH_LIBRARY_IMPL(fastue_native, CPU, m) { m.impl("weight_noise", TORCH_BOX(&fastue::weight_noise)); }

@@ -1,0 +1,96 @@
+"""Weight recovery: undo a protection by moving a surrogate's weights within an l2 ball (PUE, arXiv 2405.03316).
+
+Projected SGD on a few clean pictures, and a random search. By default the ball is a ball and BatchNorm statistics stay
+as they are, so every network visited is one the certificate speaks of (with noise on top). The published attack steps
+onto the *sphere* after every step, outward too, lets the statistics move freely, and trains on the test set; `sphere`
+and `free_statistics` repeat the first two, the caller's choice of pictures the third.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fastue.data.augment import crop_flip
+from fastue.data.dataset import ImageDataset, batches, epoch_order
+from fastue.models.flat import FlatParameters
+from fastue.models.training import accuracy, autocast, sgd, to_input
+from fastue.ops import WEIGHTS_ATTACK
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """The published values; eta and the random directions' length in the units of the weights, global l2 norm."""
+
+    epochs: int = 60
+    batch: int = 128
+    lr: float = 0.01
+    clip: float = 5.0
+    augment: bool = True
+    sphere: bool = False
+    free_statistics: bool = False
+    tries: int = 100  # random directions (published: 1000)
+    precision: str = "float32"
+
+
+def project(weights: FlatParameters, eta: float, sphere: bool = False) -> None:
+    """live = base + v with |v|_2 <= eta; with `sphere` exactly eta wherever v is not zero."""
+    shift = weights.live - weights.base
+    norm = shift.norm()
+    factor = eta / norm.clamp_min(1e-30)
+    weights.live.copy_(weights.base + shift * (factor if sphere else factor.clamp_max(1.0)))
+
+
+def recover(
+    model: nn.Module,
+    aux: ImageDataset,
+    eta: float,
+    config: RecoveryConfig,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> nn.Module:
+    """A copy of `model`, its parameters moved by at most eta to fit the clean pictures `aux`."""
+    c = config
+    model = copy.deepcopy(model).float().to(aux.device).requires_grad_(True)
+    weights = FlatParameters(model)
+    optimizer = sgd(model, c.lr)
+    n, batch = len(aux), min(c.batch, len(aux))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * (n // batch))
+    model.train(c.free_statistics)
+    for epoch in range(c.epochs):
+        order = epoch_order(n, seed, epoch)[: n // batch * batch]
+        for x, y, index in batches(aux, batch, order):
+            if c.augment:
+                x = crop_flip(x, index, seed=seed, epoch=epoch, rows=n)
+            with autocast(x.device, c.precision):
+                loss = nn.functional.cross_entropy(model(to_input(x)), y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), c.clip)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                project(weights, eta, c.sphere)
+        progress(epoch + 1, c.epochs)
+    return model.eval()
+
+
+@torch.no_grad()
+def random_search(
+    model: nn.Module, aux: ImageDataset, eta: float, config: RecoveryConfig, *, seed: int = 0
+) -> nn.Module:
+    """The best on `aux` of `model` and of `tries` copies moved by eta in a random direction."""
+    model = copy.deepcopy(model).float().to(aux.device).requires_grad_(False).eval()
+    weights = FlatParameters(model)
+    best, kept = accuracy(model, batches(aux, 500), precision=config.precision), weights.base
+    for draw in range(config.tries):
+        weights.perturb(1.0, seed=seed, purpose=WEIGHTS_ATTACK, draw=draw)
+        project(weights, eta, sphere=True)
+        found = accuracy(model, batches(aux, 500), precision=config.precision)
+        if found > best:
+            best, kept = found, weights.live.clone()
+    weights.live.copy_(kept)
+    return model

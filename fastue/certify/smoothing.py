@@ -1,0 +1,147 @@
+"""Draws of a smoothed network: how many clean pictures each noisy copy of it gets right.
+
+    A_i = A_D(theta + sigma z_i),  z_i ~ N(0, I),  i = 0 ... N-1        (PUE, arXiv 2405.03316)
+
+Draw i is a pure function of (seed, i), so draws can be made in any order, on any machine, again. The theorem needs the
+count to be a function of the perturbed weights alone: hence the batches are fixed, BatchNorm statistics are stored,
+frozen, or re-estimated from fixed pictures, weights are perturbed before BatchNorm is folded, and nothing is cached
+from one draw to the next (torch.autocast would: its copies of the first draw's weights serve all others, tests/certify).
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastue.core.errors import UsageError
+from fastue.data.dataset import ImageDataset, batches
+from fastue.models.flat import FlatParameters
+from fastue.models.frozen import FrozenCopy
+from fastue.models.training import to_input
+from fastue.ops import WEIGHTS_CERTIFY, WEIGHTS_STATISTICS, count_correct
+
+BN_POLICIES = {
+    "stored": "the statistics that the network came with",
+    "frozen-noisy": "re-estimated once, on one noisy copy, and then the same for all",
+    "reestimated": "re-estimated for each noisy copy on fixed pictures without their labels",
+}
+ARITHMETIC = {"fp32": "float32", "bf16-folded": "bf16"}  # the classifier that is evaluated is the one certified
+STATISTICS_PICTURES = 512
+_RESIDENT_BYTES = 1 << 30  # pictures are kept as network input up to this size, else converted at every draw
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What a count depends on beside the network and the pictures. `sigma` is in the units of the weights."""
+
+    sigma: float = 0.25
+    seed: int = 0
+    bn: str = "stored"
+    arithmetic: str = "fp32"
+    batch: int = 1000  # the rounding of sums may depend on it
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < float("inf"):
+            raise UsageError(f"--sigma {self.sigma}: must be above 0")
+        if self.bn not in BN_POLICIES:
+            raise UsageError(f"--bn {self.bn}: use one of {', '.join(BN_POLICIES)}")
+        if self.arithmetic not in ARITHMETIC:
+            raise UsageError(f"--arithmetic {self.arithmetic}: use one of {', '.join(ARITHMETIC)}")
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: must be at least 1")
+
+
+class Sampler:
+    """Counts of right answers of noisy copies of `model` on all pictures of `data`, on the device `data` is on.
+
+    `digest` (hex) covers all that the counts depend on: logs of draws may be joined where it is the same. compile=True
+    passes the evaluated network through torch.compile.
+    """
+
+    def __init__(self, model: nn.Module, data: ImageDataset, config: Smoothing, *, compile: bool = False):
+        self.config, self.data = config, data
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False).to(data.device)
+        spread = torch.arange(min(STATISTICS_PICTURES, len(data)), device=data.device)
+        spread = spread * len(data) // len(spread)  # a folder is sorted by class
+        self.public = to_input(data.images.index_select(0, spread))
+        described = {
+            **asdict(config), "weights": weights_digest(self.model), "pictures": data.fingerprint(),
+            "statistics_pictures": len(spread), "compiled": compile, "generator": "philox4x32-10/box-muller/40",
+        }  # fmt: skip
+        self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        self.weights = FlatParameters(self.model)
+        self._norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if config.bn == "frozen-noisy":
+            self.weights.perturb(config.sigma, seed=config.seed, purpose=WEIGHTS_STATISTICS, draw=0)
+            self._estimate()
+            self.weights.restore()
+        self.frozen = FrozenCopy(self.model, ARITHMETIC[config.arithmetic], compile=compile)
+        small = data.images.numel() * self.frozen.dtype.itemsize <= _RESIDENT_BYTES
+        self._kept = list(self._inputs()) if small else None
+
+    @torch.no_grad()
+    def counts(self, draws: Sequence[int], *, purpose: int = WEIGHTS_CERTIFY) -> Tensor:
+        """int64 [len(draws)] on the device, not waited for: right answers of each noisy copy."""
+        counts = torch.zeros(len(draws), dtype=torch.int64, device=self.data.device)
+        for slot, draw in enumerate(draws):
+            self.weights.perturb(self.config.sigma, seed=self.config.seed, purpose=purpose, draw=draw)
+            self._count(counts, slot)
+        self.weights.restore()
+        return counts
+
+    @torch.no_grad()
+    def noiseless(self) -> int:
+        """Right answers of the network as it is, in the same arithmetic. No certificate speaks of it."""
+        counts = torch.zeros(1, dtype=torch.int64, device=self.data.device)
+        self.weights.restore()
+        self._count(counts, 0)
+        return int(counts)
+
+    def _count(self, counts: Tensor, slot: int) -> None:
+        if self.config.bn == "reestimated":
+            self._estimate()
+        self.frozen.refresh()  # perturbed before, folded now: the other way round certifies other parameters
+        for x, y in self._kept or self._inputs():
+            count_correct(self.frozen.module(x), y, counts, slot)
+
+    def _inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y, _ in batches(self.data, self.config.batch):
+            yield to_input(x).to(self.frozen.dtype), y
+
+    @torch.no_grad()
+    def _estimate(self) -> None:
+        """BatchNorm statistics of the present weights: of one fixed batch, in float32."""
+        for norm in self._norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average
+            norm.train()
+        self.model(self.public)
+        for norm in self._norms:
+            norm.eval()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 (hex) over names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def layer_norms(model: nn.Module, sigma: float) -> list[dict]:
+    """|W| and |W| / sqrt(n) / sigma of each parameter: how strong the noise is, layer by layer.
+
+    The certificate changes when a layer before a BatchNorm is rescaled, though the network does not: it speaks of this
+    parameterisation, so these numbers belong to it.
+    """
+    rows = []
+    for name, p in model.named_parameters():
+        norm = float(p.detach().double().norm())
+        rows.append({"name": name, "size": p.numel(), "norm": norm, "relative": norm / p.numel() ** 0.5 / sigma})
+    return rows

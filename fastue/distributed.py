@@ -1,0 +1,18 @@
+"""Ranks under torchrun, which is the engine; one process otherwise."""
+
+from fastue.core import env
+
+
+def place() -> tuple[int, int]:
+    """(this process's rank, how many ranks there are)."""
+    return env.rank()
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing for a single process."""
+    if place()[1] > 1:
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        dist.barrier()
