@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from fastue.kernels import _common
 
+TILE = 512  # logits a program looks at together: four a thread
+
 
 @triton.jit(do_not_specialize=["batch", "classes", "slot"])
 def count_correct_kernel(
@@ -21,13 +23,14 @@ def count_correct_kernel(
     k = tl.load(y_ptr + row, mask=row < batch, other=-1)
     known = (k >= 0) & (k < classes)
     own = tl.load(logits_ptr + row * classes + k, mask=known, other=0).to(tl.float32)[:, None]
+    place = k.to(tl.int32)[:, None]
     beaten = tl.zeros((ROWS,), tl.int32)
     for first in range(0, classes, COLUMNS):
         j = first + tl.arange(0, COLUMNS)[None, :]
         inside = known[:, None] & (j < classes)
         v = tl.load(logits_ptr + (row * classes)[:, None] + j, mask=inside, other=float("-inf")).to(tl.float32)
         # An earlier one that is not smaller, a later one that is greater; NaN is greater than all numbers.
-        before = j < k[:, None]
+        before = j < place
         beats = (v > own) | (before & (v == own)) | ((v != v) & (before | (own == own)))
         beaten |= tl.max(beats.to(tl.int32), axis=1)
     right = known & (beaten == 0)
@@ -39,8 +42,8 @@ def count_correct(logits, y, counts, slot):
     batch, classes = logits.shape
     if batch == 0:
         return
-    columns = min(1024, max(16, triton.next_power_of_2(classes)))
-    rows = 2048 // columns
+    columns = min(TILE, max(16, triton.next_power_of_2(classes)))
+    rows = TILE // columns
     with _common.on_device_of(logits):
         count_correct_kernel[(triton.cdiv(batch, rows),)](
             logits, y, counts, batch, classes, slot, ROWS=rows, COLUMNS=columns, num_warps=4, enable_fp_fusion=False
@@ -49,6 +52,6 @@ def count_correct(logits, y, counts, slot):
 
 def compiled():
     """(kernel, argument types, constants) that are compiled without a GPU: each dtype, few classes and many."""
-    for logits, columns in (("*fp32", 16), ("*bf16", 1024), ("*fp16", 128)):
+    for logits, columns in (("*fp32", 16), ("*bf16", TILE), ("*fp16", 128)):
         types = dict(logits_ptr=logits, y_ptr="*i64", counts_ptr="*i64", batch="i32", classes="i32", slot="i32")
-        yield count_correct_kernel, types, dict(ROWS=2048 // columns, COLUMNS=columns)
+        yield count_correct_kernel, types, dict(ROWS=TILE // columns, COLUMNS=columns)

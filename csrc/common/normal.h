@@ -3,8 +3,9 @@
 // with each operation rounded on its own (no contraction) every backend gives the same bits.
 //
 // The polynomials were fitted in float64 (weighted least squares, reweighted until the error is level: minimax), then
-// rounded to float32 from the lowest power on, the rest fitted again after each. Error of z against the definition: at
-// most 3.1 units in the last place of z over 2^26 draws, 8e-7 at most in absolute terms.
+// rounded to float32 from the lowest power on, the rest fitted again after each; relative errors 2^-25.3 (logarithm),
+// 2^-25.1 (sine), 2^-31 (cosine). Measured against the definition over 2^26 values: z is off by at most 3.6 units in
+// its last place and by at most 7.3e-7, 4.7e-8 in the root mean square.
 #pragma once
 
 #include <cmath>
@@ -33,54 +34,61 @@ FASTUE_HD FASTUE_INLINE float square_root(float v) {
 #endif
 }
 
-// sqrt(-2 ln u), u = a 2^-32 + ((b & 255) + 1/2) 2^-40: 40 bits, so that the tail is right to |z| = 7.5.
-FASTUE_HD FASTUE_INLINE float radius(uint32_t a, uint32_t b) {
-  // t = 2u, or above u = 1/2 what float32 can hold near there: 2(1 - u), from the same bits turned.
-  const uint32_t turned = static_cast<uint32_t>(static_cast<int32_t>(a) >> 31);
-  const float t = static_cast<float>(static_cast<int32_t>(a ^ turned)) * 0x1p-31f +
-                  (static_cast<float>(static_cast<int32_t>((b ^ turned) & 255u)) + 0.5f) * 0x1p-39f;
-  // u = 2^e (1 - y/2) with y in [0, 1] and e <= 0, so that nothing cancels below.
-  const uint32_t bits = as_bits(t);
-  const float y = turned != 0 ? t : 2.0f - as_float((bits & 0x7FFFFFu) | 0x3F800000u);
-  const float e = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127);
-  const float whole = turned != 0 ? 0.0f : e * -1.3862943649291992f;  // -2 ln 2
-  // -2 ln(1 - y/2) = y + y^2 q(y), q in pairs: shorter chains than Horner's.
-  const float y2 = y * y;
-  const float q01 = 0.24999761581420898f + 0.08340787887573242f * y;
-  const float q23 = 0.03046148084104061f + 0.0164763443171978f * y;
-  const float q45 = -0.0056458450853824615f + 0.018875950947403908f * y;
-  const float q67 = -0.012803182005882263f + 0.005524084437638521f * y;
-  const float q = (q01 + q23 * y2) + (q45 + q67 * y2) * (y2 * y2);
-  return square_root(whole + (y + y2 * q));
-}
-
-// cos and sin of the angle (b >> 8) / 2^24 of a full turn.
-FASTUE_HD FASTUE_INLINE void turn(uint32_t b, float& cosine, float& sine) {
-  // The nearest quarter turn is in the top two bits; x in [-1/2, 1/2) quarter turns is left over, exactly.
-  const uint32_t quarter = b + 0x20000000u;
-  const float x = as_float((quarter >> 7 & 0x7FFFFEu) | 0x3F800000u) - 1.5f;
-  const float g = x * x;
-  const float s = x * (((-0.004628783091902733f * g + 0.07969201356172562f) * g - 0.6459649801254272f) * g +
-                       1.5707963705062866f);
-  const float c = (((0.0008943388820625842f * g - 0.02085557021200657f) * g + 0.25366854667663574f) * g -
-                   1.2337005138397217f) * g + 1.0f;
-  const bool odd = (quarter & 0x40000000u) != 0;
-  cosine = as_float(as_bits(odd ? s : c) ^ ((quarter + 0x40000000u) & 0x80000000u));
-  sine = as_float(as_bits(odd ? c : s) ^ (quarter & 0x80000000u));
-}
-
 struct Normals {
   float v[4];
 };
 
+// (w0, w1) gives z0 and z1, (w2, w3) gives z2 and z3. Both pairs are made side by side, a few operations of the one,
+// then of the other: GCC keeps this order, and it hides the time that each operation takes (a fifth of the whole).
 FASTUE_HD FASTUE_INLINE Normals normals(const Words& w) {
+  uint32_t quarter[2];
+  float t[2], y[2], y2[2], whole[2], low[2], high[2], x[2], g[2], s[2], c[2];
+  // Radius: r = sqrt(-2 ln u), u = w0 2^-32 + ((w1 & 255) + 1/2) 2^-40; 40 bits make the tail right to |z| = 7.5.
+  // t = 2u, or above u = 1/2 what float32 can hold near there: 2(1 - u), from the same bits turned.
+  // u = 2^e (1 - y/2) with y in [0, 1] and e <= 0, so that nothing cancels. whole = -2 ln 2^e.
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t turned = static_cast<uint32_t>(static_cast<int32_t>(w.v[2 * i]) >> 31);
+    t[i] = static_cast<float>(static_cast<int32_t>(w.v[2 * i] ^ turned)) * 0x1p-31f +
+           (static_cast<float>(static_cast<int32_t>((w.v[2 * i + 1] ^ turned) & 255u)) + 0.5f) * 0x1p-39f;
+    const uint32_t bits = as_bits(t[i]);
+    y[i] = turned != 0 ? t[i] : 2.0f - as_float((bits & 0x7FFFFFu) | 0x3F800000u);
+    const float e = static_cast<float>(static_cast<int32_t>(bits >> 23) - 127);
+    whole[i] = turned != 0 ? 0.0f : e * -1.3862943649291992f;
+  }
+  // Angle: (w1 >> 8) / 2^24 of a full turn. The nearest quarter turn is in the top two bits of `quarter`; x in
+  // [-1/2, 1/2) quarter turns is left over, exactly.
+  for (int i = 0; i < 2; ++i) {
+    quarter[i] = w.v[2 * i + 1] + 0x20000000u;
+    x[i] = as_float((quarter[i] >> 7 & 0x7FFFFEu) | 0x3F800000u) - 1.5f;
+    y2[i] = y[i] * y[i];
+    g[i] = x[i] * x[i];
+  }
+  // -2 ln(1 - y/2) = y + y^2 q(y), q in pairs; s = sin, c = cos.
+  for (int i = 0; i < 2; ++i) {
+    low[i] = (0.24999761581420898f + 0.08340787887573242f * y[i]) +
+             (0.03046148084104061f + 0.0164763443171978f * y[i]) * y2[i];
+    s[i] = -0.004628783091902733f * g[i] + 0.07969201356172562f;
+    c[i] = 0.0008943388820625842f * g[i] - 0.02085557021200657f;
+  }
+  for (int i = 0; i < 2; ++i) {
+    high[i] = (-0.0056458450853824615f + 0.018875950947403908f * y[i]) +
+              (-0.012803182005882263f + 0.005524084437638521f * y[i]) * y2[i];
+    s[i] = s[i] * g[i] - 0.6459649801254272f;
+    c[i] = c[i] * g[i] + 0.25366854667663574f;
+  }
+  float r[2];
+  for (int i = 0; i < 2; ++i) {
+    r[i] = square_root(whole[i] + (y[i] + y2[i] * (low[i] + high[i] * (y2[i] * y2[i]))));
+    s[i] = s[i] * g[i] + 1.5707963705062866f;
+    c[i] = c[i] * g[i] - 1.2337005138397217f;
+  }
   Normals z;
-  for (int i = 0; i < 4; i += 2) {
-    float cosine, sine;
-    turn(w.v[i + 1], cosine, sine);
-    const float r = radius(w.v[i], w.v[i + 1]);
-    z.v[i] = r * cosine;
-    z.v[i + 1] = r * sine;
+  for (int i = 0; i < 2; ++i) {
+    s[i] = x[i] * s[i];
+    c[i] = c[i] * g[i] + 1.0f;
+    const bool odd = (quarter[i] & 0x40000000u) != 0;
+    z.v[2 * i] = r[i] * as_float(as_bits(odd ? s[i] : c[i]) ^ ((quarter[i] + 0x40000000u) & 0x80000000u));
+    z.v[2 * i + 1] = r[i] * as_float(as_bits(odd ? c[i] : s[i]) ^ (quarter[i] & 0x80000000u));
   }
   return z;
 }

@@ -22,7 +22,7 @@ FASTUE_INLINE int64_t count_as(const Job& job, int64_t begin, int64_t end) {
     if (k < 0 || k >= job.classes) continue;
     const T* row = static_cast<const T*>(job.logits) + i * job.classes;
     const float v = to_float(row[k]);
-    int beaten = 0;  // by an earlier logit that is not smaller, a later one that is greater; NaN is greater than numbers
+    int beaten = 0;  // by an earlier one that is not smaller, a later one that is greater; NaN tops all numbers
     if (v == v) {
       for (int64_t j = 0; j < k; ++j) beaten |= !(to_float(row[j]) < v);
       for (int64_t j = k + 1; j < job.classes; ++j) beaten |= !(to_float(row[j]) <= v);

@@ -36,23 +36,31 @@ FASTUE_CLONES void make_words(const Job& job, const int64_t* table, int64_t bloc
 }
 
 #if defined(FASTUE_X86_CLONES)
-// The same by hand, for GCC 12 has no good vectors for a product of 32 by 32 bits: it makes one of 64 by 64 of it. Here
-// a word has the low half of 64 bits, even lanes and odd ones apart; what is in the high half does not matter.
+// The same by hand, for GCC 12 makes a product of 64 by 64 bits out of one of 32 by 32. Here a word is the low half of
+// 64 bits, even lanes and odd ones apart, and what is in the high half does not matter. Three blocks at a time: enough
+// to do while a product is on its way, and all of it in registers.
+constexpr int kTogether = 3;
+static_assert(kTile % (kTogether * kBlock) == 0);  // the words of a tile have room for whole threes
+
 FASTUE_V4 void make_words_v4(const Job& job, const int64_t* table, int64_t blocks, uint32_t draw, uint32_t* words) {
+  constexpr int kHalves = 2 * kTogether;
   const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
   const __m512i even = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), one = _mm512_set1_epi64(1);
-  for (int64_t b = 0; b < blocks; ++b, words += kBlock) {
-    const Words w = weight_counter(table[b], 0, draw, job.purpose);
-    __m512i c[4][2];
-    for (int i = 0; i < 4; ++i) c[i][0] = c[i][1] = _mm512_set1_epi64(w.v[i]);
-    c[0][0] = _mm512_add_epi64(c[0][0], even);
-    c[0][1] = _mm512_add_epi64(c[0][0], one);
+  for (int64_t b = 0; b < blocks; b += kTogether, words += kTogether * kBlock) {
+    __m512i c[4][kHalves];
+    for (int h = 0; h < kHalves; ++h) {
+      const Words w = weight_counter(table[std::min(b + h / 2, blocks - 1)], 0, draw, job.purpose);
+      for (int i = 0; i < 4; ++i) c[i][h] = _mm512_set1_epi64(w.v[i]);
+      c[0][h] = _mm512_add_epi64(c[0][h], h % 2 ? _mm512_add_epi64(even, one) : even);
+    }
     uint32_t k0 = static_cast<uint32_t>(job.seed), k1 = static_cast<uint32_t>(job.seed >> 32);
+#pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
       const __m512i key0 = _mm512_set1_epi64(k0), key1 = _mm512_set1_epi64(k1);
-      for (int h = 0; h < 2; ++h) {
+#pragma GCC unroll 6
+      for (int h = 0; h < kHalves; ++h) {
         const __m512i p = _mm512_mul_epu32(c[0][h], m0), q = _mm512_mul_epu32(c[2][h], m1);
-        c[0][h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(q, 32), c[1][h], key0, 0x96);  // exclusive or of three
+        c[0][h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(q, 32), c[1][h], key0, 0x96);  // xor
         c[2][h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p, 32), c[3][h], key1, 0x96);
         c[1][h] = q;
         c[3][h] = p;
@@ -60,8 +68,10 @@ FASTUE_V4 void make_words_v4(const Job& job, const int64_t* table, int64_t block
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
-    for (int i = 0; i < 4; ++i)  // the odd lanes' words into the high halves
-      _mm512_storeu_si512(words + kLanes * i, _mm512_mask_shuffle_epi32(c[i][0], 0xAAAA, c[i][1], _MM_PERM_CCAA));
+    for (int h = 0; h < kHalves; h += 2)
+      for (int i = 0; i < 4; ++i)  // the odd lanes' words into the high halves
+        _mm512_storeu_si512(words + h / 2 * kBlock + kLanes * i,
+                            _mm512_mask_shuffle_epi32(c[i][h], 0xAAAA, c[i][h + 1], _MM_PERM_CCAA));
   }
 }
 #endif

@@ -64,7 +64,8 @@ def fit(
     seed: int,
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
 ) -> tuple[nn.Module, dict[str, list[float]]]:
-    """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and `accuracy` on the clean `test`, in percent.
+    """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and `accuracy` on the
+    clean `test`, in percent.
 
     Initial weights, order and augmentation depend on `seed` alone. `train_accuracy` is on the training pictures as
     written, without augmentation, at the last epoch only (a list of one).

@@ -27,21 +27,19 @@ JOINT_DRAWS = 100_000  # `local_level` is exact up to this many draws, a union b
 _OPEN = (lambda x: (x > 0) & (x < 1), "in (0, 1)")
 _WHOLE = (lambda x: (x >= 1) & (x == np.floor(x)), "a whole number, at least 1")
 _RULES = dict.fromkeys(("q", "level", "alpha", "delta", "share"), _OPEN) | dict.fromkeys(("n", "total"), _WHOLE)
-_RULES |= {
-    "eta": (lambda x: (x >= 0) & (x < np.inf), "at least 0"),
-    "sigma": (lambda x: (x > 0) & (x < np.inf), "above 0"),
-    "budget": (lambda x: (x >= 0) & (x <= 1), "in [0, 1]"),
-}
+_RULES["eta"] = (lambda x: (x >= 0) & (x < np.inf), "at least 0")
+_RULES["sigma"] = (lambda x: (x > 0) & (x < np.inf), "above 0")
+_RULES["budget"] = (lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
 
 
-def _check(**arguments: ArrayLike) -> None:
+def _check(**arguments: object) -> None:
     for name, value in arguments.items():
         holds, rule = _RULES[name]
         if not np.all(holds(np.asarray(value))):
             raise UsageError(f"{name} {value}: must be {rule}")
 
 
-def shifted_level(q: ArrayLike, eta: ArrayLike, sigma: float, budget: float = 0.0) -> ArrayLike:
+def shifted_level(q: ArrayLike, eta: ArrayLike, sigma: float, budget: float = 0.0) -> float | np.ndarray:
     """qbar + budget, the level at which the draws' quantile has to be bounded; 1 or more means: abstain.
 
     `budget` is the total variation between the draws' law and the Gaussian: an event of mass qbar + budget in the draws
@@ -85,17 +83,16 @@ def joint_miss(n: int, levels: Sequence[float], indices: Sequence[int]) -> float
     jumps. The uniforms are a Poisson process of rate n given that it has n points, and its counts at the levels are
     sums of independent jumps: each level costs one convolution and one cut.
     """
-    counts = np.arange(n + 1)
-
-    def poisson(mean: float) -> np.ndarray:
-        return np.exp(xlogy(counts, mean) - mean - gammaln(counts + 1))
-
-    size = 1 << (2 * n + 1).bit_length()
+    counts, size = np.arange(n + 1), 1 << (2 * n + 1).bit_length()
+    *jumps, rest, total = (
+        np.exp(xlogy(counts, mean) - mean - gammaln(counts + 1))  # Poisson
+        for mean in (*(n * np.diff(levels, prepend=0.0, append=1.0)), n)
+    )
     state = (counts == 0).astype(float)
-    for gap, k in zip(np.diff(levels, prepend=0.0), indices, strict=True):
-        state = np.fft.irfft(np.fft.rfft(state, size) * np.fft.rfft(poisson(n * gap), size), size)[: n + 1]
+    for jump, k in zip(jumps, indices, strict=True):
+        state = np.fft.irfft(np.fft.rfft(state, size) * np.fft.rfft(jump, size), size)[: n + 1]
         state[k:] = 0
-    return float(1 - state @ poisson(n * (1 - levels[-1]))[::-1] / poisson(n)[n])
+    return float(1 - state @ rest[::-1] / total[n])
 
 
 @lru_cache
@@ -105,11 +102,11 @@ def local_level(n: int, levels: tuple[float, ...], alpha: float) -> float:
     The largest common one by bisection on the exact `joint_miss`, which never goes below alpha / number of levels.
     Levels that abstain at alpha itself make no claim and cost nothing.
     """
-    levels = sorted({level for level in levels if order_index(n, level, alpha)})
-    low, high = alpha / max(1, len(levels)), alpha
+    ascending = sorted({level for level in levels if order_index(n, level, alpha)})
+    low, high = alpha / max(1, len(ascending)), alpha
     while n <= JOINT_DRAWS and high > 1.001 * low:
         local = math.sqrt(low * high)
-        miss = joint_miss(n, levels, [order_index(n, level, local) or n + 1 for level in levels])
+        miss = joint_miss(n, ascending, [order_index(n, level, local) or n + 1 for level in ascending])
         low, high = (local, high) if miss <= alpha - 1e-8 else (low, local)  # 1e-8: more than its rounding
     return low
 
@@ -199,6 +196,7 @@ def generalisation(
 ) -> Generalisation:
     """What makes a certificate one of the accuracy on the population that the `total` test pictures were drawn from.
 
+    The pictures are independent draws, and theta was made without them.
     Hoeffding for each theta, Fubini and Markov: with probability 1-delta over the pictures, the noise eps for which the
     population's accuracy exceeds theirs by more than t has mass rho = exp(-2 total t^2) / delta at most. Then {accuracy
     on the population <= Q + t}, with Q the level-quantile of the draws, keeps mass qbar, and the theorem shifts it. So
@@ -213,7 +211,7 @@ def generalisation(
     return Generalisation(math.sqrt(-math.log(rho * delta) / (2 * total)), rho, level + rho)
 
 
-def log_e_value(successes: ArrayLike, failures: ArrayLike, level: float) -> ArrayLike:
+def log_e_value(successes: ArrayLike, failures: ArrayLike, level: float) -> float | np.ndarray:
     """Log of the likelihood ratio against success probability `level`, averaged over p uniform in (level, 1).
 
     A supermartingale from 1 wherever the true probability is `level` or less, since then it is one for every such p.

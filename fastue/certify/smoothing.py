@@ -5,7 +5,7 @@
 Draw i is a pure function of (seed, i), so draws can be made in any order, on any machine, again. The theorem needs the
 count to be a function of the perturbed weights alone: hence the batches are fixed, BatchNorm statistics are stored,
 frozen, or re-estimated from fixed pictures, weights are perturbed before BatchNorm is folded, and nothing is cached
-from one draw to the next (torch.autocast would: its copies of the first draw's weights serve all others, tests/certify).
+from one draw to the next (torch.autocast would: its copies of the first draw's weights serve all others).
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Bound how well noisy copies of a network, and of all networks near it, do on clean pictures: (q, eta)-learnability."""
+"""Bound what noisy copies of a network, and of all networks near it, get right: (q, eta)-learnability."""
 
 import argparse
 import time

@@ -72,8 +72,9 @@ def run(args) -> int:
     data = open_dataset(args.source, size=args.size, labels=args.labels, on_error="skip" if args.skip_bad else "stop")
     for note in data.notes:
         print(f"note: {note}")
-    print(f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; {args.method}, surrogate {arch}, "
-          f"{config.mode}-wise, eps {config.eps * 255:g}/255, {config.precision} on {device}", flush=True)  # fmt: skip
+    print(f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; {args.method}, "
+          f"surrogate {arch}, {config.mode}-wise, eps {config.eps * 255:g}/255, "
+          f"{config.precision} on {device}", flush=True)  # fmt: skip
     if args.plan:
         from fastue.methods.plan import plan
 

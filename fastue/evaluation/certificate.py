@@ -131,7 +131,7 @@ def prepare(
     device: torch.device,
     progress: Callable[[str, int, int, dict], None] = lambda phase, done, total, info: None,
 ) -> tuple[nn.Module, dict, ImageDataset]:
-    """(network, what is known about it, clean test pictures), the network read from a file or trained and kept in `out`.
+    """(network, what is known about it, clean test pictures); the network is read from a file, or trained and kept.
 
     `train_on` trains it by the victim's recipe on the written pictures of a protected directory, or on any data set
     (`demo:train`), which gives the certificate of the clean originals to compare with.
@@ -330,8 +330,8 @@ def words(document: dict) -> str:
         )
     text += (
         f"\nNot certified: the networks without noise. This one gets {d['noiseless_accuracy']:.2f} % without noise, "
-        f"{noisy['median']:.2f} % in the median with it. The noise has length {s['sigma'] * d['parameters'] ** 0.5:.4g}, "
-        f"the shift at most {max(claim['eta']):g}; independently trained networks lie much further apart."
+        f"{noisy['median']:.2f} % in the median with it. The noise has length "
+        f"{s['sigma'] * d['parameters'] ** 0.5:.4g}, the shift at most {max(claim['eta']):g}."
         f"\nIt holds for this parameterisation, for {s['arithmetic']} arithmetic, and for BatchNorm statistics "
         f"{s['bn']} ({BN_POLICIES[s['bn']]})."
     )
@@ -339,9 +339,9 @@ def words(document: dict) -> str:
         text += f"\n{d['missing']} of {claim['n']} draws are missing and count as 100 % right."
     if noisy["median"] < 1.5 * chance:
         text += (
-            f"\nCareful: in the median the noisy networks are near chance ({chance:.3g} %), as networks ruined by noise "
-            "are whatever they were trained on. Compare with a network trained on the clean pictures at this sigma; if "
-            "that is near chance too, the certificate says nothing about the data: take a smaller --sigma."
+            f"\nCareful: in the median the noisy networks are near chance ({chance:.3g} %), as networks ruined by "
+            "noise are whatever they were trained on. Compare with a network trained on the clean pictures at this "
+            "sigma; if that is near chance too, the certificate says nothing about the data: take a smaller --sigma."
         )
     for q in claim["q"]:
         t, _, level = bounds.generalisation(
@@ -358,7 +358,7 @@ def words(document: dict) -> str:
 
 
 def plot(document: dict) -> bytes | None:
-    """PNG: certificate over eta, noisy accuracies, noise beside each layer; None without matplotlib (extra `report`)."""
+    """PNG: certificate over eta, noisy accuracies, noise beside each layer; None without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

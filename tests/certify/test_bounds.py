@@ -236,6 +236,7 @@ def test_sequential_test_counts_and_decides_for_good():
     assert one.log_e == pytest.approx(0) and not one.decided
     looks = [one.update(success) for success in [True] * 80 + [np.bool_(False)] * 80]
     first = looks.index(True)
+    assert log_e_value(first, 0, 0.9) < math.log(100) <= log_e_value(first + 1, 0, 0.9)
     assert 44 <= first < 80 and all(looks[first:]) and one.log_e < 0 and one.decided
     batches.update(40, trials=40), batches.update(10, trials=30)
     assert (batches.successes, batches.failures) == (50, 20) and not batches.decided

@@ -17,6 +17,7 @@ from fastue.certify.bounds import (
     joint_miss,
     log_e_value,
     order_index,
+    quantile_lower,
     shifted_level,
 )
 
@@ -26,7 +27,7 @@ SMALL_OR_SLOW = [2000, pytest.param(40_000, marks=pytest.mark.slow)]
 
 
 def as_counts(accuracy):
-    return np.floor(TOTAL * accuracy).astype(np.int64)
+    return np.floor(TOTAL * np.asarray(accuracy)).astype(np.int64)
 
 
 def sd(probability, trials):
@@ -122,6 +123,20 @@ def test_constant_function_is_certified_as_it_is():
     for eta in (0.0, 0.1, 0.3):
         assert certify([123] * 1000, 1000, q=0.9, eta=eta, sigma=0.25)[0].correct == 123
     assert certify([123] * 1000, 1000, q=0.9, eta=0.4, sigma=0.25)[0].abstains
+
+
+@pytest.mark.parametrize("trials", SMALL_OR_SLOW)
+@pytest.mark.parametrize("n, q", [(100, 0.9), (50, 0.5)])
+def test_lower_bound_of_a_quantile_is_met_exactly(n, q, trials):
+    """What an attack measured at theta + v may be held against the certificate; one index higher may not."""
+    random, alpha = np.random.default_rng(15), 0.05
+    rows = np.sort(as_counts(random.random((trials, n))), axis=1)
+    j = max(j for j in range(1, n + 1) if binom.cdf(j - 1, n, q) <= alpha)
+    assert all(quantile_lower(random.permutation(row), q, alpha) == row[j - 1] for row in rows[:50])
+    expected = binom.sf(j - 1, n, q)
+    assert abs(np.mean(rows[:, j - 1] <= as_counts(q)) - expected) <= 4 * sd(expected, trials)
+    assert np.mean(rows[:, j] <= as_counts(q)) < expected - 4 * sd(expected, trials)
+    assert quantile_lower([5, 6, 7], 0.5, 0.01) is None and quantile_lower([5, 6, 7], 0.9, 0.01) == 5
 
 
 @pytest.mark.parametrize("trials", SMALL_OR_SLOW)

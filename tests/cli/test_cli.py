@@ -40,7 +40,9 @@ def test_protect_verify_attack(tiny_folder, tmp_path, capsys):
     assert main(["protect", str(source), "--out", str(out), "--mode", "class", *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "96 pictures of 12x12, 4 classes" in printed and "publish this" in printed
-    assert {"images", "noise", "manifest.json", "preview.png", "run.json"} == {p.name for p in out.iterdir()}
+    assert {"images", "noise", "manifest.json", "preview.png", "run.json", "surrogate.safetensors"} == {
+        p.name for p in out.iterdir()
+    }
     assert main(["verify", str(out), "--source", str(source)]) == 0
     assert "nothing is wrong" in capsys.readouterr().out
     attack = ["attack", str(out), "--clean", str(test), "--arch", "cnn-w8", "--epochs", "2", "--batch", "16"]
@@ -129,7 +131,7 @@ def test_interrupt_is_resumable(tiny_folder, tmp_path, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(protect, "emn", stop)
+    monkeypatch.setitem(protect.METHODS, "emn", stop)
     assert main(["protect", str(tiny_folder()), "--out", str(tmp_path / "P"), *SMALL]) == 4
     assert "goes on from the last checkpoint" in capsys.readouterr().err
     monkeypatch.undo()

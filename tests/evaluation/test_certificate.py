@@ -24,7 +24,8 @@ def surrogate(tiny, tmp_path_factory):
     from fastue.models import saved
 
     folder = tmp_path_factory.mktemp("certificate")
-    model, _ = fit(tiny(60, 1, contrast=18), tiny(40, 2, contrast=18), VictimConfig(arch="cnn-w8", epochs=8, batch=32, augment=False), seed=0)
+    config = VictimConfig(arch="cnn-w8", epochs=8, batch=32, augment=False)
+    model, _ = fit(tiny(60, 1, contrast=18), tiny(40, 2, contrast=18), config, seed=0)
     saved.save(folder / "net.safetensors", model, arch="cnn-w8", classes=list("0123"), channels=3)
     data = tiny(40, 2, contrast=18)
     for picture, identity in zip(data.images, data.ids, strict=True):

@@ -71,12 +71,13 @@ def test_backends_give_the_same_bits(dtype):
 
 
 def band(backend: str, blocks: int, draws: range) -> float:
-    """The largest error of z, absolute, and at most four units in the last place."""
+    """The largest error of z, absolute. Each is at most four units in the last place, but where the definition's own
+    cosine of a quarter turn is 6e-17 instead of zero."""
     worst = 0.0
     for draw in draws:
         z, wanted = noise([blocks], [draw], backend=backend)[0].double(), exact([blocks], [draw])[0]
         error, unit = (z - wanted).abs(), 2.0 ** (torch.frexp(wanted).exponent - 24)
-        assert (error <= 4 * unit).all(), f"{(error / unit).max():.2f} units in the last place"
+        assert (error <= 4 * unit + 1e-15).all(), f"{(error / unit).max():.2f} units in the last place"
         worst = max(worst, error.max().item())
     return worst
 

@@ -28,7 +28,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "empty": _case(g, dtype, 0, 10),
         "one": _case(g, dtype, 1, 1, counts=[0], slot=0),
         "odd": _case(g, dtype, 77, 7),
-        "blocks": _case(g, dtype, 5003, 10, slot=2),
+        "blocks": _case(g, dtype, 3203, 10, slot=2),
         "many_classes": _case(g, dtype, 70, 1000),
         "more_classes": _case(g, dtype, 5, 2500, slot=0),
         "mixed": _case(g, dtype, 300, 33),
