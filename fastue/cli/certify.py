@@ -41,7 +41,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--pointwise", action="store_true", help="confidence for each (q, eta) by itself")
     parser.add_argument("--bn", default="stored", help="BatchNorm statistics: stored, frozen-noisy or reestimated")
     parser.add_argument("--arithmetic", default="fp32", help="of the network certified: fp32 or bf16-folded")
-    parser.add_argument("--batch", type=positive, default=1000, help="pictures at a time")
+    parser.add_argument("--batch", type=positive, default=500, help="pictures at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--draws", type=part, metavar="A:B", help="make only these of the N draws, for --merge later")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="conclude from the draws in these, only")

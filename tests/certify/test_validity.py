@@ -139,7 +139,7 @@ def test_lower_bound_of_a_quantile_is_met_exactly(n, q, trials):
     assert quantile_lower([5, 6, 7], 0.5, 0.01) is None and quantile_lower([5, 6, 7], 0.9, 0.01) == 5
 
 
-@pytest.mark.parametrize("trials", SMALL_OR_SLOW)
+@pytest.mark.parametrize("trials", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_certificates_hold_together(trials):
     """Every (q, eta) at once at confidence 1 - alpha, as often as computed; each by itself at alpha is not enough."""
     random, n, alpha = np.random.default_rng(8), 200, 0.05
