@@ -8,10 +8,12 @@ frozen, or re-estimated from fixed pictures, weights are perturbed before BatchN
 from one draw to the next (torch.autocast would: its copies of the first draw's weights serve all others).
 """
 
+import contextvars
 import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import torch
@@ -63,7 +65,8 @@ class Sampler:
     """
 
     def __init__(self, model: nn.Module, data: ImageDataset, config: Smoothing, *, compile: bool = False):
-        self.config, self.data = config, data
+        self.config, self.data, self.compile = config, data, compile
+        self._others: list[Sampler] = []
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False).to(data.device)
         spread = torch.arange(min(STATISTICS_PICTURES, len(data)), device=data.device)
         spread = spread * len(data) // len(spread)  # a folder is sorted by class
@@ -83,9 +86,38 @@ class Sampler:
         small = data.images.numel() * self.frozen.dtype.itemsize <= _RESIDENT_BYTES
         self._kept = list(self._inputs()) if small else None
 
-    @torch.no_grad()
     def counts(self, draws: Sequence[int], *, purpose: int = WEIGHTS_CERTIFY) -> Tensor:
-        """int64 [len(draws)] on the device, not waited for: right answers of each noisy copy."""
+        """int64 [len(draws)] on the device, not waited for on a GPU: right answers of each noisy copy.
+
+        On a CPU a core takes whole draws: small layers share badly, draws share nothing.
+        """
+        cores = min(torch.get_num_threads(), len(draws)) if self.data.device.type == "cpu" and not self.compile else 1
+        if cores == 1:
+            return self._counts(draws, purpose)
+        self._others += [self._twin() for _ in range(cores - 1 - len(self._others))]
+        threads, found = torch.get_num_threads(), torch.zeros(len(draws), dtype=torch.int64)
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            parts = [
+                pool.submit(contextvars.copy_context().run, sampler._counts, draws[i::cores], purpose)
+                for i, sampler in enumerate([self, *self._others[: cores - 1]])
+            ]
+            for i, part in enumerate(parts):
+                found[i::cores] = part.result()
+        torch.set_num_threads(threads)  # what a worker sets holds for threads that are made later
+        return found
+
+    def _twin(self) -> "Sampler":
+        """The same with weights of its own; pictures are shared."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model)
+        twin.weights = FlatParameters(twin.model)
+        twin._norms = [m for m in twin.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        twin.frozen = FrozenCopy(twin.model, ARITHMETIC[self.config.arithmetic])
+        twin._others = []
+        return twin
+
+    @torch.no_grad()
+    def _counts(self, draws: Sequence[int], purpose: int) -> Tensor:
         counts = torch.zeros(len(draws), dtype=torch.int64, device=self.data.device)
         for slot, draw in enumerate(draws):
             self.weights.perturb(self.config.sigma, seed=self.config.seed, purpose=purpose, draw=draw)
