@@ -67,6 +67,7 @@ class Sampler:
     def __init__(self, model: nn.Module, data: ImageDataset, config: Smoothing, *, compile: bool = False):
         self.config, self.data, self.compile = config, data, compile
         self._others: list[Sampler] = []
+        self._warm = False
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False).to(data.device)
         spread = torch.arange(min(STATISTICS_PICTURES, len(data)), device=data.device)
         spread = spread * len(data) // len(spread)  # a folder is sorted by class
@@ -91,11 +92,17 @@ class Sampler:
 
         On a CPU a core takes whole draws: small layers share badly, draws share nothing.
         """
-        cores = min(torch.get_num_threads(), len(draws)) if self.data.device.type == "cpu" and not self.compile else 1
+        threads = torch.get_num_threads()
+        cores = min(threads, len(draws)) if self.data.device.type == "cpu" else 1
         if cores == 1:
             return self._counts(draws, purpose)
+        found = torch.zeros(len(draws), dtype=torch.int64)
         self._others += [self._twin() for _ in range(cores - 1 - len(self._others))]
-        threads, found = torch.get_num_threads(), torch.zeros(len(draws), dtype=torch.int64)
+        if self.compile and not self._warm:
+            torch.set_num_threads(1)  # the compiler builds the number in
+            for sampler in [self, *self._others]:
+                sampler._counts(draws[:1], purpose)
+            self._warm = True
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             parts = [
                 pool.submit(contextvars.copy_context().run, sampler._counts, draws[i::cores], purpose)
@@ -112,7 +119,7 @@ class Sampler:
         twin.model = copy.deepcopy(self.model)
         twin.weights = FlatParameters(twin.model)
         twin._norms = [m for m in twin.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        twin.frozen = FrozenCopy(twin.model, ARITHMETIC[self.config.arithmetic])
+        twin.frozen = FrozenCopy(twin.model, ARITHMETIC[self.config.arithmetic], compile=self.compile)
         twin._others = []
         return twin
 
