@@ -165,7 +165,7 @@ def main() -> int:
     parser.add_argument("--clean", default="demo:test")
     parser.add_argument("--epochs", type=int, default=4, help="of that training: enough to be above chance")
     parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=500, help="of every side; the pictures divide by it")
+    parser.add_argument("--batch", type=int, default=100, help="of every side; the pictures divide by it")
     parser.add_argument("--sigma", type=float, default=0.01)
     parser.add_argument("--draws", type=int, default=2, help="noisy copies a side makes in a round")
     parser.add_argument("--rounds", type=int, default=3)
