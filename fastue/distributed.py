@@ -11,8 +11,10 @@ def place() -> tuple[int, int]:
 def barrier() -> None:
     """Wait for all ranks; nothing for a single process."""
     if place()[1] > 1:
+        import datetime
+
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # a rank may be training
         dist.barrier()

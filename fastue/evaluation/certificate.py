@@ -86,6 +86,8 @@ def certify(
     ranks other than 0. Killed at any moment and called again it goes on; draws are a function of (seed, number) alone.
     Raises UsageError where `out` holds another claim.
     """
+    if part is not None and (part.start < 0 or part.stop > claim.n):
+        raise UsageError(f"--draws {part.start}:{part.stop}: the declared draws are 0:{claim.n}")
     sampler = Sampler(model, data, smoothing, compile=compile)
     rank, ranks = distributed.place()
     make_folder(out)
@@ -104,8 +106,6 @@ def certify(
     made, _ = draws.read(out, header)
     distributed.barrier()  # all have read before any writes
     wanted = [i for i in (part or range(claim.n)) if i not in made]
-    if part is not None and (part.start < 0 or part.stop > claim.n):
-        raise UsageError(f"--draws {part.start}:{part.stop}: the declared draws are 0:{claim.n}")
     mine = wanted[rank::ranks]
     _make(sampler, mine, out, f"r{rank}", header, seconds, progress)
     distributed.barrier()
@@ -377,6 +377,7 @@ def plot(document: dict) -> bytes | None:
     left.set(
         xlabel="eta (l2 shift of the weights)", ylabel="certified accuracy (%)", xlim=(0, 1.05 * max(claim["eta"]))
     )
+    left.locator_params(axis="x", nbins=5)
     left.legend(fontsize=8)
     share = [100 * c / d["total"] for c in d["correct"]]
     middle.hist(share, bins=min(60, max(10, len(set(share)))), color="#1d6fa5")
