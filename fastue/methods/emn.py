@@ -69,13 +69,13 @@ class EMNConfig:
 
 RECIPES = {
     "paper": "20 noise steps of 0.8/255 on a batch in a sweep",
-    "fast": "one noise step of the whole budget: more sweeps, a fraction of the cost",
+    "fast": "5 noise steps of 0.4 of the budget (3.2/255): more sweeps, a fraction of the cost",
 }
 
 
 def recipe(name: str, mode: str, eps: float) -> dict[str, float]:
     """`steps` and `step` of a recipe; class-wise noise takes one small step a batch in both."""
-    return {"steps": 1, "step": eps} if name == "fast" and mode == "sample" else {}
+    return {"steps": 5, "step": 0.4 * eps} if name == "fast" and mode == "sample" else {}
 
 
 def published_stop(config: EMNConfig) -> EMNConfig:

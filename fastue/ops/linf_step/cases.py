@@ -70,6 +70,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         x = torch.tensor(pixels, dtype=torch.uint8).view(1, 3, 2, 2)
         args = _args(noise.view(1, 3, 2, 2).clone(), grad.to(dtype).view(1, 3, 2, 2), x, torch.tensor([0]))
         found[name] = args | dict(ascend=name == "ties_white")
+    levels = (noise.flip(0) * 127 / EPS).round().to(torch.int8).view(1, 3, 2, 2)  # NaN meets noise that could move
+    found["ties_compact"] = found["ties_edges"] | dict(noise=levels, scale=EPS / 127)
     huge = _case(g, dtype, 2, 3, 3, 3, 3)
     largest = torch.finfo(dtype).max
     huge["grad"] = torch.where(huge["grad"] > 0, largest, -largest).to(dtype)
