@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--arch", default="auto", help="surrogate; auto: resnet18 on a GPU, resnet10-w16 on a CPU")
     parser.add_argument(
-        "--recipe", default="paper", choices=("paper", "fast"), help="fast: one large noise step a sweep"
+        "--recipe", default="paper", choices=("paper", "fast"), help="fast: 5 large noise steps for 20 small ones"
     )
     parser.add_argument("--steps", type=positive, help="noise steps a sweep (default: the recipe's)")
     parser.add_argument("--step", type=pixels, metavar="0.8/255", help="size of a noise step (default: the recipe's)")

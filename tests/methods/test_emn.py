@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from fastue.core.errors import UsageError
 from fastue.methods import emn as module
 from fastue.methods.base import Checkpointer, Perturbation, budget_levels
-from fastue.methods.emn import EMNConfig, emn
+from fastue.methods.emn import EMNConfig, emn, recipe
 from fastue.ops import apply_noise, linf_step
 
 SMALL = {"arch": "cnn-w8", "batch": 32, "train_steps": 5, "max_sweeps": 12}
@@ -160,3 +160,9 @@ def test_bad_arguments_are_named(arguments, named):
 def test_paper_values_for_each_mode():
     assert (EMNConfig().steps, EMNConfig(mode="class").steps) == (20, 1)
     assert EMNConfig().step == pytest.approx(0.8 / 255)
+
+
+def test_recipes():
+    assert recipe("paper", "sample", 8 / 255) == {} == recipe("fast", "class", 8 / 255)
+    fast = EMNConfig(**recipe("fast", "sample", 8 / 255))
+    assert fast.steps == 5 and fast.step == pytest.approx(3.2 / 255)
