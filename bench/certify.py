@@ -13,6 +13,7 @@ counts, picture by picture argmax for argmax. Rows are appended to bench/results
 
 import argparse
 import contextlib
+import copy
 import os
 import sys
 import time
@@ -56,19 +57,12 @@ class Decoded(Dataset):
 
 def given_noise(model, seed: int, draw: int):
     """z of fastue's draw, a tensor a parameter: base 0 and sigma 1."""
-    flat = FlatParameters(_like(model))
+    noise = copy.deepcopy(model)
+    flat = FlatParameters(noise)
     flat.base.zero_()
     flat.perturb(1.0, seed=seed, purpose=WEIGHTS_CERTIFY, draw=draw)
-    start = 0
-    for p in model.parameters():
-        yield flat.live[start : start + p.numel()].view(p.shape).clone()
-        start += -(-p.numel() // 64) * 64
-
-
-def _like(model):
-    import copy
-
-    return copy.deepcopy(model)
+    for p in noise.parameters():
+        yield p.detach().clone()
 
 
 def published(model, loader, sigma, draws, noise=None) -> list[int]:
@@ -203,18 +197,18 @@ def main() -> int:
     def noise(draw):
         return given_noise(model, 0, draw)
 
-    wanted = published(_like(model), loader, given.sigma, given.draws, noise)
+    wanted = published(copy.deepcopy(model), loader, given.sigma, given.draws, noise)
     counts = {key: s.counts(range(given.draws)).tolist() for key, s in samplers.items()}
     print("counts of the same draws: published", wanted, *(f"{k} {v}" for k, v in counts.items()), flush=True)
     red = [f"{key}: {found}" for key, found in counts.items() if key[0] == "fp32" and found != wanted]
-    if folder and peer(folder, _like(model), loader, given.sigma, given.draws, noise) != sorted(wanted):
+    if folder and peer(folder, copy.deepcopy(model), loader, given.sigma, given.draws, noise) != sorted(wanted):
         red.append("peer: its counts differ from the published loop's")
     if red:
         print("wrong results, nothing is timed:", *red, sep="\n  ")
         return 1
 
     sides = {("published", "fp32", False): lambda: published(live, loader, given.sigma, given.draws)}
-    live = _like(model)
+    live = copy.deepcopy(model)
     if folder:
         sides["peer", "fp32", False] = lambda: peer(folder, live, loader, given.sigma, given.draws)
     for (arithmetic, compiled), sampler in samplers.items():

@@ -16,7 +16,7 @@ from torch import nn
 from fastue.data.augment import crop_flip
 from fastue.data.dataset import ImageDataset, batches, epoch_order
 from fastue.models.flat import FlatParameters
-from fastue.models.training import accuracy, autocast, sgd, to_input
+from fastue.models.training import accuracy, sgd, to_input, train_step
 from fastue.ops import WEIGHTS_ATTACK
 
 
@@ -65,12 +65,7 @@ def recover(
         for x, y, index in batches(aux, batch, order):
             if c.augment:
                 x = crop_flip(x, index, seed=seed, epoch=epoch, rows=n)
-            with autocast(x.device, c.precision):
-                loss = nn.functional.cross_entropy(model(to_input(x)), y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), c.clip)
-            optimizer.step()
+            train_step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
             schedule.step()
             with torch.no_grad():
                 project(weights, eta, c.sphere)

@@ -78,7 +78,6 @@ class Sampler:
         }  # fmt: skip
         self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.weights = FlatParameters(self.model)
-        self._norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if config.bn == "frozen-noisy":
             self.weights.perturb(config.sigma, seed=config.seed, purpose=WEIGHTS_STATISTICS, draw=0)
             self._estimate()
@@ -118,7 +117,6 @@ class Sampler:
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model)
         twin.weights = FlatParameters(twin.model)
-        twin._norms = [m for m in twin.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         twin.frozen = FrozenCopy(twin.model, ARITHMETIC[self.config.arithmetic], compile=self.compile)
         twin._others = []
         return twin
@@ -154,12 +152,13 @@ class Sampler:
     @torch.no_grad()
     def _estimate(self) -> None:
         """BatchNorm statistics of the present weights: of one fixed batch, in float32."""
-        for norm in self._norms:
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain average
             norm.train()
         self.model(self.public)
-        for norm in self._norms:
+        for norm in norms:
             norm.eval()
 
 
