@@ -3,9 +3,11 @@
 A draw is: perturb all weights, classify all test pictures, count. The sides take turns on the same network:
 
   published   the loop of the public PUE code in our words: randn, scale, add, subtract a parameter; PIL decode and
-              ToTensor of every picture at every draw; autograd on; a Python loop over the predicted classes
-  peer        the public repository's own certify.py, from a checkout you name, on the CPU
-  fastue      fastue.certify.smoothing.Sampler: fp32, bf16-folded, and both under torch.compile with --compile
+              ToTensor of every picture at every draw; autograd on; a Python loop over the predicted classes; the
+              network as the public one, with activations that are not in place
+  peer        the public repository's own certify.py, from a checkout you name, on the CPU, around the same network
+  fastue      fastue.certify.smoothing.Sampler at its own batch, with the heap as the command sets it: fp32,
+              bf16-folded, and both under torch.compile with --compile
 
 Before anything is timed, the first draws of all float32 sides are made from the same noise and must give the same
 counts, picture by picture argmax for argmax. Rows are appended to bench/results/certify-<device>.csv.
@@ -28,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from bench.ops import facts, quantiles, write
 from fastue.attacks.train import VictimConfig, fit
 from fastue.certify.smoothing import Sampler, Smoothing
+from fastue.core.heap import freed_memory_kept
 from fastue.data.dataset import ImageDataset
 from fastue.data.sources import open_dataset
 from fastue.models.flat import FlatParameters
@@ -53,6 +56,15 @@ class Decoded(Dataset):
     def __getitem__(self, i: int):
         picture = np.array(Image.fromarray(self.arrays[i]), copy=True)
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous().to(torch.float32).div(255), self.labels[i]
+
+
+def out_of_place(model):
+    """A copy whose activations are fresh tensors, as those of the public networks."""
+    model = copy.deepcopy(model)
+    for part in model.modules():
+        if isinstance(part, torch.nn.ReLU):
+            part.inplace = False
+    return model
 
 
 def given_noise(model, seed: int, draw: int):
@@ -159,7 +171,9 @@ def main() -> int:
     parser.add_argument("--clean", default="demo:test")
     parser.add_argument("--epochs", type=int, default=4, help="of that training: enough to be above chance")
     parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=100, help="of every side; the pictures divide by it")
+    parser.add_argument(
+        "--batch", type=int, default=500, help="of the published loop, whose default is 512; the pictures divide by it"
+    )
     parser.add_argument("--sigma", type=float, default=0.01)
     parser.add_argument("--draws", type=int, default=2, help="noisy copies a side makes in a round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -187,9 +201,7 @@ def main() -> int:
     loader = DataLoader(Decoded(test), batch_size=given.batch)
 
     samplers = {
-        (arithmetic, compiled): Sampler(
-            model, test, Smoothing(given.sigma, arithmetic=arithmetic, batch=given.batch), compile=compiled
-        )
+        (arithmetic, compiled): Sampler(model, test, Smoothing(given.sigma, arithmetic=arithmetic), compile=compiled)
         for compiled in ((False, True) if given.compile else (False,))
         for arithmetic in ("fp32", "bf16-folded")
     }
@@ -197,18 +209,19 @@ def main() -> int:
     def noise(draw):
         return given_noise(model, 0, draw)
 
-    wanted = published(copy.deepcopy(model), loader, given.sigma, given.draws, noise)
+    plain = out_of_place(model)
+    wanted = published(copy.deepcopy(plain), loader, given.sigma, given.draws, noise)
     counts = {key: s.counts(range(given.draws)).tolist() for key, s in samplers.items()}
     print("counts of the same draws: published", wanted, *(f"{k} {v}" for k, v in counts.items()), flush=True)
     red = [f"{key}: {found}" for key, found in counts.items() if key[0] == "fp32" and found != wanted]
-    if folder and peer(folder, copy.deepcopy(model), loader, given.sigma, given.draws, noise) != sorted(wanted):
+    if folder and peer(folder, copy.deepcopy(plain), loader, given.sigma, given.draws, noise) != sorted(wanted):
         red.append("peer: its counts differ from the published loop's")
     if red:
         print("wrong results, nothing is timed:", *red, sep="\n  ")
         return 1
 
     sides = {("published", "fp32", False): lambda: published(live, loader, given.sigma, given.draws)}
-    live = copy.deepcopy(model)
+    live = copy.deepcopy(plain)
     if folder:
         sides["peer", "fp32", False] = lambda: peer(folder, live, loader, given.sigma, given.draws)
     for (arithmetic, compiled), sampler in samplers.items():
@@ -216,9 +229,10 @@ def main() -> int:
     times: dict[tuple, list[float]] = {side: [] for side in sides}
     for number in range(given.rounds):
         for side, call in sides.items():
-            start = time.perf_counter()
-            call()
-            times[side].append((time.perf_counter() - start) / given.draws)
+            with freed_memory_kept() if side[0] == "fastue" else contextlib.nullcontext():
+                start = time.perf_counter()
+                call()
+                times[side].append((time.perf_counter() - start) / given.draws)
             print(
                 f"round {number + 1} {side} {times[side][-1]:.3f} s a draw, load {os.getloadavg()[0]:.1f}", flush=True
             )

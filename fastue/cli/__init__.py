@@ -6,6 +6,7 @@ import sys
 
 from fastue import __version__
 from fastue.core.errors import FastueError, UsageError
+from fastue.core.heap import keep_freed_memory
 
 COMMANDS = {
     "protect": "make a protected copy of a data set",
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     try:
         args = parser.parse_args(_with_config_file(argv))
+        keep_freed_memory()
         return args.run(args)
     except FastueError as error:
         print(f"fastue: error: {error}", file=sys.stderr)

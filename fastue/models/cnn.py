@@ -15,7 +15,7 @@ class CNN(nn.Module):
         layers: list[nn.Module] = []
         cin = in_channels
         for factor, stride in ((1, 1), (2, 2), (4, 2), (4, 2)):
-            layers += [conv_bn(cin, width * factor, 3, stride), nn.ReLU(inplace=True)]
+            layers.append(conv_bn(cin, width * factor, 3, stride, relu=True))
             cin = width * factor
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(cin, num_classes)

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
+from fastue.models.folded import FoldedConv
+
 
 class FrozenCopy:
     """`module` gives the logits of `model.eval()`, up to rounding: in float32 for precision="float32", else in bf16.
 
-    A BatchNorm2d right behind a Conv2d in an nn.Sequential is folded; any other (pre-activation networks such as
-    DenseNet, library models) stays as it is. compile=True passes the module through torch.compile, on a GPU with
-    CUDA graphs ("reduce-overhead"). `dtype` is the dtype of the module and of the input it takes.
+    A BatchNorm2d right behind a Conv2d in an nn.Sequential is folded, with a ReLU behind both; any other
+    (pre-activation networks such as DenseNet, library models) stays as it is. compile=True passes the module through
+    torch.compile, on a GPU with CUDA graphs ("reduce-overhead"). `dtype` is the dtype of the module and of the input
+    it takes.
     """
 
     def __init__(self, model: nn.Module, precision: str, *, compile: bool = False):
@@ -26,10 +29,8 @@ class FrozenCopy:
         self._folded = [name for name, part in model.named_modules() if _is_conv_bn(part)]
         for name in self._folded:
             sequence = module.get_submodule(name)
-            conv = sequence[0]
-            if conv.bias is None:
-                conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
-            sequence[1] = nn.Identity()
+            sequence[0] = FoldedConv(sequence[0], relu=len(sequence) == 3)
+            del sequence[1:]
         module = module.to(self.dtype, memory_format=torch.channels_last)
         self._module = module.eval().requires_grad_(False)
         self.module = self._module
@@ -59,11 +60,12 @@ class FrozenCopy:
 
 
 def _is_conv_bn(part: nn.Module) -> bool:
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
     return (
         isinstance(part, nn.Sequential)
-        and len(part) == 2
-        and all(isinstance(p, kind) for p, kind in zip(part, kinds, strict=True))
+        and len(part) in (2, 3)
+        and all(isinstance(p, kind) for p, kind in zip(part, kinds, strict=False))
+        and part[0].padding_mode == "zeros"
         and part[1].affine
         and part[1].track_running_stats
     )

@@ -5,15 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, stride=stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(cout)
-    )
-
-
-def _relu(x: Tensor) -> Tensor:
-    """In place: a fresh buffer for each activation costs a CPU more than the arithmetic."""
-    return F.relu(x, inplace=True)
+def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
+    """Activations are in place: a fresh buffer for each costs a CPU more than the arithmetic."""
+    conv = nn.Conv2d(cin, cout, kernel, stride=stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(cout), *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class BasicBlock(nn.Module):
@@ -21,14 +16,15 @@ class BasicBlock(nn.Module):
 
     def __init__(self, cin: int, width: int, stride: int):
         super().__init__()
-        self.conv1 = conv_bn(cin, width, 3, stride)
+        self.conv1 = conv_bn(cin, width, 3, stride, relu=True)
         self.conv2 = conv_bn(width, width, 3)
         self.shortcut = nn.Identity() if stride == 1 and cin == width else conv_bn(cin, width, 1, stride)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(_relu(self.conv1(x)))
+        out = self.conv2(self.conv1(x))
         out += self.shortcut(x)
-        return _relu(out)
+        return self.relu(out)
 
 
 class Bottleneck(nn.Module):
@@ -37,15 +33,16 @@ class Bottleneck(nn.Module):
     def __init__(self, cin: int, width: int, stride: int):
         super().__init__()
         cout = width * self.expansion
-        self.conv1 = conv_bn(cin, width, 1)
-        self.conv2 = conv_bn(width, width, 3, stride)
+        self.conv1 = conv_bn(cin, width, 1, relu=True)
+        self.conv2 = conv_bn(width, width, 3, stride, relu=True)
         self.conv3 = conv_bn(width, cout, 1)
         self.shortcut = nn.Identity() if stride == 1 and cin == cout else conv_bn(cin, cout, 1, stride)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv3(_relu(self.conv2(_relu(self.conv1(x)))))
+        out = self.conv3(self.conv2(self.conv1(x)))
         out += self.shortcut(x)
-        return _relu(out)
+        return self.relu(out)
 
 
 class ResNet(nn.Module):
@@ -53,7 +50,7 @@ class ResNet(nn.Module):
 
     def __init__(self, block, depths: tuple[int, ...], num_classes: int, in_channels: int = 3, width: int = 64):
         super().__init__()
-        self.stem = conv_bn(in_channels, width, 3)
+        self.stem = conv_bn(in_channels, width, 3, relu=True)
         cin, stages = width, []
         for stage, depth in enumerate(depths):
             for i in range(depth):
@@ -63,7 +60,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(cin, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stages(_relu(self.stem(x)))
+        x = self.stages(self.stem(x))
         return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 

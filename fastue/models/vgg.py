@@ -17,7 +17,7 @@ class VGG11(nn.Module):
             if factor == "pool":
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
             else:
-                layers += [conv_bn(cin, width * factor, 3), nn.ReLU(inplace=True)]
+                layers.append(conv_bn(cin, width * factor, 3, relu=True))
                 cin = width * factor
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(cin, num_classes)
