@@ -20,17 +20,14 @@ struct Job {
 
 // Protected pixels of a tile of picture t.row, not yet normalised.
 FASTUE_INLINE void protect(const Job& job, const Tile& t, float* v) {
-  alignas(64) float rows[kTile];
   alignas(64) uint8_t bytes[kTile];
   Tile source = t;
   source.row = job.index[t.row];
-  const float* n = load(job.noise, job.shape, source, rows);
   const uint8_t* x = load_bytes(job.x, job.shape, t, bytes);
-  if (job.noise.type == Type::s8) {
-    for (int64_t i = 0; i < t.elements; ++i) v[i] = clamp(pixel(x[i]) + n[i] * job.scale, 0.0f, 1.0f);
-  } else {
-    for (int64_t i = 0; i < t.elements; ++i) v[i] = clamp(pixel(x[i]) + n[i], 0.0f, 1.0f);
-  }
+  if (job.noise.type == Type::s8)  // the working layout is the bank's
+    return add_bytes(v, static_cast<const int8_t*>(job.noise.data) + job.shape.offset(source), job.scale, x, t.elements);
+  const float* n = static_cast<const float*>(job.noise.data) + job.shape.offset(source);
+  for (int64_t i = 0; i < t.elements; ++i) v[i] = clamp(pixel(x[i]) + n[i], 0.0f, 1.0f);
 }
 
 FASTUE_CLONES void apply_tiles(const Job& job, int64_t begin, int64_t end) {

@@ -80,6 +80,8 @@ inline bool in_place(const Pictures& from, const Shape& s) {
 const float* load(const Pictures& from, const Shape& s, const Tile& t, float* scratch);
 // The same for uint8 pictures.
 const uint8_t* load_bytes(const Pictures& from, const Shape& s, const Tile& t, uint8_t* scratch);
+// clamp(pixel(x) + scale*stored, 0, 1) of the int8 state.
+void add_bytes(float* v, const int8_t* stored, float scale, const uint8_t* x, int64_t count);
 // In place: (v - mean) * (1/std).
 void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& t);
 // Round a float tile to the type and layout of `to`; `stream` writes past the cache where that is possible.

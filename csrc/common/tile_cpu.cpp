@@ -113,6 +113,45 @@ void fence() {
 #endif
 }
 
+namespace {
+
+FASTUE_CLONES void add_portable(float* __restrict v, const int8_t* __restrict stored, float scale,
+                                const uint8_t* __restrict x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    v[i] = clamp(pixel(x[i]) + static_cast<float>(stored[i]) * scale, 0.0f, 1.0f);
+}
+
+#if defined(FASTUE_X86_CLONES)
+
+// By hand: GCC 12 spends more on widening bytes than on the sum. Asks ahead; an address past the end does no harm.
+FASTUE_V4 void add_v4(float* v, const int8_t* stored, float scale, const uint8_t* x, int64_t count) {
+  const __m512 high = _mm512_set1_ps(kPixelHigh), low = _mm512_set1_ps(kPixelLow), unit = _mm512_set1_ps(scale);
+  const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 live = count - i >= 16 ? 0xFFFF : (1 << (count - i)) - 1;
+    if (i % 64 == 0) {
+      __builtin_prefetch(x + i + 1024);
+      __builtin_prefetch(stored + i + 1024);
+    }
+    const __m512 f = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(live, x + i)));
+    const __m512 s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(live, stored + i)));
+    const __m512 p = _mm512_add_ps(_mm512_mul_ps(f, high), _mm512_mul_ps(f, low));
+    const __m512 sum = _mm512_add_ps(p, _mm512_mul_ps(s, unit));
+    _mm512_mask_storeu_ps(v + i, live, _mm512_min_ps(_mm512_max_ps(sum, zero), one));
+  }
+}
+
+#endif
+
+}  // namespace
+
+void add_bytes(float* v, const int8_t* stored, float scale, const uint8_t* x, int64_t count) {
+#if defined(FASTUE_X86_CLONES)
+  if (__builtin_cpu_supports("x86-64-v4")) return add_v4(v, stored, scale, x, count);
+#endif
+  add_portable(v, stored, scale, x, count);
+}
+
 FASTUE_CLONES void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& t) {
   if (!s.interleaved || s.channels == 1) {
     const float one = norm.mean[t.channel], scale = norm.inverse[t.channel];

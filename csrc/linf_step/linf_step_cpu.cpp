@@ -1,6 +1,8 @@
 // linf_step on the CPU: one pass, in place. The definition is fastue/ops/linf_step/reference.py.
 #include "../common/stable.h"
 
+#include <cmath>
+
 #if defined(FASTUE_X86_CLONES)
 #include <immintrin.h>
 #endif
@@ -17,7 +19,9 @@ struct Job {
   bool mask_shared;
   Normalisation norm;
   bool stream;
-  bool v4;  // the CPU has AVX-512
+  bool bytes;              // the int8 state is stepped in whole numbers, with AVX-512:
+  int8_t whole_step, whole_eps;
+  int8_t down[32], up[32];  // how far noise may go down on a pixel of value i, and up on one of value 255 - i
 };
 
 // What is 0 outside of the mask: one value a pixel.
@@ -62,59 +66,100 @@ FASTUE_INLINE void add(float* __restrict v, const float* __restrict n, const uin
 
 #if defined(FASTUE_X86_CLONES)
 
-template <class T>
-FASTUE_V4 FASTUE_INLINE __m512 sixteen(const T* g, __mmask16 live) {
-  if constexpr (sizeof(T) == 4) return live == 0xFFFF ? _mm512_loadu_ps(g) : _mm512_maskz_loadu_ps(live, g);
-  const __m256i half = live == 0xFFFF ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(g))
-                                      : _mm256_maskz_loadu_epi16(live, g);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12: its own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+// Which of 64 gradients are above and below zero. A NaN is neither.
+struct Signs {
+  __mmask64 above, below;
+};
+
+FASTUE_V4 FASTUE_INLINE Signs signs(const float* g, __mmask64 live) {
+  Signs found{0, 0};
+  for (int k = 0; k < 4; ++k) {
+    const __m512 v = _mm512_maskz_loadu_ps(static_cast<__mmask16>(live >> 16 * k), g + 16 * k);
+    found.above |= static_cast<__mmask64>(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ)) << 16 * k;
+    found.below |= static_cast<__mmask64>(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ)) << 16 * k;
+  }
+  return found;
 }
 
-FASTUE_V4 FASTUE_INLINE __m128i bytes(const void* at, __mmask16 live) {
-  return live == 0xFFFF ? _mm_loadu_si128(static_cast<const __m128i*>(at)) : _mm_maskz_loadu_epi8(live, at);
+FASTUE_V4 FASTUE_INLINE Signs signs(const bf16* g, __mmask64 live) {  // +-0 to +-infinity, read as int16
+  Signs found{0, 0};
+  for (int k = 0; k < 2; ++k) {
+    const __m512i v = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(live >> 32 * k), g + 32 * k);
+    const __mmask32 above = _mm512_cmpgt_epi16_mask(v, _mm512_setzero_si512());
+    const __mmask32 below = _mm512_cmpgt_epi16_mask(v, _mm512_set1_epi16(-32768));
+    found.above |= static_cast<__mmask64>(_mm512_mask_cmple_epi16_mask(above, v, _mm512_set1_epi16(0x7F80))) << 32 * k;
+    found.below |= static_cast<__mmask64>(_mm512_mask_cmple_epi16_mask(below, v, _mm512_set1_epi16(-128))) << 32 * k;
+  }
+  return found;
 }
 
-// step_and_round and narrow by hand, without a mask: GCC 12 spends more on widening and narrowing bytes than on the step,
-// and the wait for three thin streams has to be hidden by asking ahead (an address past the end does no harm).
-// `next` (or null) receives what was stored as noise.
+// table[min(i, 31)], the table as two registers of 16 values each.
+FASTUE_V4 FASTUE_INLINE __m512i looked_up(const int8_t* table, __m512i i) {
+  const __m512i first = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  const __m512i second = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16)));
+  i = _mm512_min_epu8(i, _mm512_set1_epi8(31));
+  const __mmask64 high = _mm512_test_epi8_mask(i, _mm512_set1_epi8(16));
+  return _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(first, i), high, second, i);
+}
+
+// step_and_round and narrow, 64 at a time in whole numbers: see whole_numbers.
 template <class G>
-FASTUE_V4 void step_and_round_v4(int8_t* stored, float* next, const G* g, const uint8_t* x, int64_t count,
-                                 const Job& job) {
-  const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f), scale = _mm512_set1_ps(job.scale);
-  const __m512 inverse = _mm512_set1_ps(job.inverse), step = _mm512_set1_ps(job.step);
-  const __m512 eps = _mm512_set1_ps(std::min(job.eps, 127.0f * job.scale)), low = _mm512_sub_ps(zero, eps);
-  for (int64_t i = 0; i < count; i += 16) {
-    const __mmask16 live = count - i >= 16 ? 0xFFFF : (1 << (count - i)) - 1;
-    __builtin_prefetch(g + i + 512);
-    if (i % 64 == 0) {
-      __builtin_prefetch(x + i + 768);
-      __builtin_prefetch(stored + i + 768);
-    }
-    const __m512 f = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes(x + i, live)));
-    const __m512 p = _mm512_add_ps(_mm512_mul_ps(f, _mm512_set1_ps(kPixelHigh)),
-                                   _mm512_mul_ps(f, _mm512_set1_ps(kPixelLow)));
-    const __m512 s = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes(stored + i, live)));
-    const __m512 gradient = sixteen(g + i, live);
-    __m512 n = _mm512_mul_ps(s, scale);
-    n = _mm512_mask_sub_ps(n, _mm512_cmp_ps_mask(gradient, zero, _CMP_GT_OQ), n, step);
-    n = _mm512_mask_add_ps(n, _mm512_cmp_ps_mask(gradient, zero, _CMP_LT_OQ), n, step);
-    n = _mm512_min_ps(_mm512_max_ps(n, low), eps);
-    n = _mm512_min_ps(_mm512_max_ps(n, _mm512_sub_ps(zero, p)), _mm512_sub_ps(one, p));
-    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(n, inverse));
-    const __m128i narrow = _mm512_cvtepi32_epi8(whole);
-    if (live == 0xFFFF)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(stored + i), narrow);
-    else
-      _mm_mask_storeu_epi8(stored + i, live, narrow);
-    if (next != nullptr) _mm512_mask_storeu_ps(next + i, live, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale));
+FASTUE_V4 void step_bytes(int8_t* stored, const G* g, const uint8_t* x, int64_t count, const Job& job) {
+  const __m512i step = _mm512_set1_epi8(job.whole_step), eps = _mm512_set1_epi8(job.whole_eps);
+  const __m512i zero = _mm512_setzero_si512(), low = _mm512_sub_epi8(zero, eps);
+  for (int64_t i = 0; i < count; i += 64) {
+    const __mmask64 live = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
+    for (int64_t ahead = 0; ahead < 64 * static_cast<int64_t>(sizeof(G)); ahead += 64)  // past the end does no harm
+      __builtin_prefetch(reinterpret_cast<const char*>(g + i) + 2048 + ahead);
+    __builtin_prefetch(x + i + 768);
+    __builtin_prefetch(stored + i + 768, 1);
+    const Signs sign = signs(g + i, live);
+    const __m512i pixels = _mm512_maskz_loadu_epi8(live, x + i);
+    __m512i n = _mm512_maskz_loadu_epi8(live, stored + i);
+    n = _mm512_mask_subs_epi8(n, sign.above, n, step);
+    n = _mm512_mask_adds_epi8(n, sign.below, n, step);
+    n = _mm512_min_epi8(_mm512_max_epi8(n, low), eps);
+    n = _mm512_max_epi8(n, _mm512_sub_epi8(zero, looked_up(job.down, pixels)));
+    n = _mm512_min_epi8(n, looked_up(job.up, _mm512_xor_si512(pixels, _mm512_set1_epi8(-1))));
+    _mm512_mask_storeu_epi8(stored + i, live, n);
   }
 }
 
+#pragma GCC diagnostic pop
 #endif
 
-// The new noise of tile t as floats: in the bank, or in `scratch` for the int8 state.
+// Whether step_bytes gives what step_and_round gives, bit for bit. Rounding is monotone, so it may be done to each bound
+// before it is applied; it may be done to the step where that holds for every stored value, which is tried.
+bool whole_numbers(Job& job) {
+#if defined(FASTUE_X86_CLONES)
+  const float eps = std::min(job.eps, 127.0f * job.scale), step = nearest(job.step * job.inverse);
+  if (!__builtin_cpu_supports("x86-64-v4") || !(std::fabs(step) <= 127.0f)) return false;
+  const float most = nearest(eps * job.inverse);
+  for (int s = -128; s < 128; ++s)
+    for (float g : {-1.0f, 0.0f, 1.0f}) {
+      const float n = clamp(static_cast<float>(s) * job.scale - moved(g, job.step), -eps, eps);
+      if (nearest(n * job.inverse) != clamp(static_cast<float>(s) - g * step, -most, most)) return false;
+    }
+  job.whole_eps = static_cast<int8_t>(most);
+  job.whole_step = static_cast<int8_t>(step);
+  for (int i = 0; i < 32; ++i) {
+    const float dark = pixel(static_cast<uint8_t>(i)), bright = 1.0f - pixel(static_cast<uint8_t>(255 - i));
+    job.down[i] = static_cast<int8_t>(std::min(most, nearest(dark * job.inverse)));
+    job.up[i] = static_cast<int8_t>(std::min(most, nearest(bright * job.inverse)));
+  }
+  return job.down[31] == job.whole_eps && job.up[31] == job.whole_eps;  // further inside there is room for all
+#else
+  return false;
+#endif
+}
+
+// Steps tile t of the bank. With `next`, that tile of the next input as well, not yet normalised.
 template <class G>
-FASTUE_INLINE const float* step_tile(const Job& job, const Tile& t, const G* g, const uint8_t* x, float* scratch) {
+FASTUE_INLINE void step_tile(const Job& job, const Tile& t, const G* g, const uint8_t* x, float* next) {
   Tile target = t;
   target.row = job.index[t.row];
   const int64_t at = job.shape.offset(target);
@@ -122,36 +167,36 @@ FASTUE_INLINE const float* step_tile(const Job& job, const Tile& t, const G* g, 
     float* n = static_cast<float*>(job.noise.data) + at;
     step_and_project(n, g, x, t.elements, job.step, job.eps);
     if (job.mask != nullptr) erase(job, t, n);
-    return n;
+    if (next != nullptr) add(next, n, x, t.elements);
+    return;
   }
   int8_t* stored = static_cast<int8_t*>(job.noise.data) + at;
 #if defined(FASTUE_X86_CLONES)
-  if (job.mask == nullptr && job.v4) {
-    step_and_round_v4(stored, job.out.data != nullptr ? scratch : nullptr, g, x, t.elements, job);
-    return scratch;
+  if (job.bytes) {
+    step_bytes(stored, g, x, t.elements, job);
+    if (next != nullptr) add_bytes(next, stored, job.scale, x, t.elements);
+    return;
   }
 #endif
-  step_and_round(stored, scratch, g, x, t.elements, job);
-  if (job.mask != nullptr) erase(job, t, scratch);
-  narrow(stored, scratch, t.elements);
-  if (job.out.data != nullptr)  // what was stored is what the next input shows
-    for (int64_t i = 0; i < t.elements; ++i) scratch[i] *= job.scale;
-  return scratch;
+  alignas(64) float whole[kTile];
+  step_and_round(stored, whole, g, x, t.elements, job);
+  if (job.mask != nullptr) erase(job, t, whole);
+  narrow(stored, whole, t.elements);
+  if (next != nullptr) add_bytes(next, stored, job.scale, x, t.elements);  // what was stored is what it shows
 }
 
 FASTUE_CLONES void step_tiles(const Job& job, int64_t begin, int64_t end) {
-  alignas(64) float grads[kTile], scratch[kTile], next[kTile];
+  alignas(64) float grads[kTile], next[kTile];
   alignas(64) uint8_t bytes[kTile];
+  float* wanted = job.out.data != nullptr ? next : nullptr;
   for (int64_t j = begin; j < end; ++j) {
     const Tile t = job.shape.tile(j / job.shape.tiles(), j % job.shape.tiles());
     const uint8_t* x = load_bytes(job.x, job.shape, t, bytes);
-    const float* n;
     if (job.grad.type == Type::bf16 && in_place(job.grad, job.shape))
-      n = step_tile(job, t, static_cast<const bf16*>(job.grad.data) + job.shape.offset(t), x, scratch);
+      step_tile(job, t, static_cast<const bf16*>(job.grad.data) + job.shape.offset(t), x, wanted);
     else
-      n = step_tile(job, t, load(job.grad, job.shape, t, grads), x, scratch);
+      step_tile(job, t, load(job.grad, job.shape, t, grads), x, wanted);
     if (job.out.data != nullptr) {
-      add(next, n, x, t.elements);
       if (job.norm.on) normalise(next, job.norm, job.shape, t);
       store(next, job.out, job.shape, t, job.stream);
     }
@@ -189,9 +234,7 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
     job.norm = normalisation(mean, std, x.size(1));
     job.stream = out->numel() * static_cast<int64_t>(job.out.type == Type::f32 ? 4 : 2) >= kStreamBytes;
   }
-#if defined(FASTUE_X86_CLONES)
-  job.v4 = __builtin_cpu_supports("x86-64-v4");
-#endif
+  job.bytes = job.noise.type == Type::s8 && job.mask == nullptr && whole_numbers(job);
   if (x.numel() == 0) return;
   parallel_tiles(x.size(0) * job.shape.tiles(), [&](int64_t begin, int64_t end) { step_tiles(job, begin, end); });
 }
