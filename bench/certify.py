@@ -9,6 +9,9 @@ A draw is: perturb all weights, classify all test pictures, count. The sides tak
   fastue      fastue.certify.smoothing.Sampler at its own batch, with the heap as the command sets it: fp32,
               bf16-folded, and both under torch.compile with --compile
 
+How far a side is from what the machine can do: its rate over the network's multiplications is printed beside that of a
+large matrix product in the same arithmetic, timed in the same rounds.
+
 Before anything is timed, the first draws of all float32 sides are made from the same noise and must give the same
 counts, picture by picture argmax for argmax. Rows are appended to bench/results/certify-<device>.csv.
 """
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ops import facts, quantiles, write
 from fastue.attacks.train import VictimConfig, fit
@@ -39,7 +43,8 @@ from fastue.ops import WEIGHTS_CERTIFY
 
 FIELDS = (
     "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "min_s", "max_s",
-    "times_published", "counts", "device", "threads", "load", "torch", "triton", "fastue", "commit", "time",
+    "times_published", "GFLOP_per_s", "matmul_GFLOP_per_s",
+    "counts", "device", "threads", "load", "torch", "triton", "fastue", "commit", "time",
 )  # fmt: skip
 
 
@@ -65,6 +70,16 @@ def out_of_place(model):
         if isinstance(part, torch.nn.ReLU):
             part.inplace = False
     return model
+
+
+def matmul_rate(dtype: torch.dtype, n: int = 2048) -> float:
+    """GFLOP/s of one product of n x n matrices, the middle of five."""
+    a, b, seconds = torch.rand(n, n).to(dtype), torch.rand(n, n).to(dtype), []
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2e-9 * n**3 / quantiles(seconds[1:])[1]
 
 
 def given_noise(model, seed: int, draw: int):
@@ -226,7 +241,11 @@ def main() -> int:
         sides["peer", "fp32", False] = lambda: peer(folder, live, loader, given.sigma, given.draws)
     for (arithmetic, compiled), sampler in samplers.items():
         sides["fastue", arithmetic, compiled] = lambda s=sampler: s.counts(range(given.draws)).tolist()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *test.shape))
+    work = counter.get_total_flops() * count / 1e9
     times: dict[tuple, list[float]] = {side: [] for side in sides}
+    rates: dict[str, list[float]] = {"fp32": [], "bf16-folded": []}
     for number in range(given.rounds):
         for side, call in sides.items():
             with freed_memory_kept() if side[0] == "fastue" else contextlib.nullcontext():
@@ -236,18 +255,22 @@ def main() -> int:
             print(
                 f"round {number + 1} {side} {times[side][-1]:.3f} s a draw, load {os.getloadavg()[0]:.1f}", flush=True
             )
+        for arithmetic, dtype in (("fp32", torch.float32), ("bf16-folded", torch.bfloat16)):
+            rates[arithmetic].append(matmul_rate(dtype))
     base = quantiles(times["published", "fp32", False])[1]
     rows = []
     for (side, arithmetic, compiled), seconds in times.items():
-        p50 = quantiles(seconds)[1]
+        p50, rate = quantiles(seconds)[1], quantiles(rates[arithmetic])[1]
         rows.append({
             "side": side, "arch": given.arch, "arithmetic": arithmetic, "compiled": int(compiled), "pictures": count,
             "sigma": given.sigma, "draws": given.draws, "rounds": given.rounds, "p50_s": f"{p50:.3f}",
             "min_s": f"{min(seconds):.3f}", "max_s": f"{max(seconds):.3f}", "times_published": f"{base / p50:.2f}",
+            "GFLOP_per_s": f"{work / p50:.0f}", "matmul_GFLOP_per_s": f"{rate:.0f}",
             "counts": " ".join(map(str, counts.get((arithmetic, compiled), wanted) if side == "fastue" else wanted)),
             "load": f"{os.getloadavg()[0]:.1f}", **about,
         })  # fmt: skip
-        print(f"{side:<10} {arithmetic:<12} compiled {int(compiled)} {p50:8.3f} s a draw {base / p50:6.2f}x published")
+        print(f"{side:<10} {arithmetic:<12} compiled {int(compiled)} {p50:8.3f} s a draw {base / p50:6.2f}x published "
+              f"{work / p50:6.0f} GFLOP/s, {100 * work / p50 / rate:.0f} % of a matrix product's")  # fmt: skip
     if not given.dry_run:
         print(write(rows, f"certify-{about['device']}", FIELDS))
     return 0

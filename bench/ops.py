@@ -167,16 +167,18 @@ def facts(device: torch.device) -> dict:
 
 
 def write(rows: list[dict], name: str, fields: tuple[str, ...] = FIELDS) -> Path:
-    """Append to bench/results/<name>.csv."""
+    """Append to bench/results/<name>.csv; rows of before a column was added keep it empty."""
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
     path = folder / f"{''.join(c if c.isalnum() else '-' for c in name).strip('-')}.csv"
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [*csv.DictReader(file), *rows]
+    with open(path.with_suffix(".new"), "w", newline="") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
+        writer.writeheader()
         writer.writerows(rows)
+    path.with_suffix(".new").replace(path)
     return path
 
 

@@ -1,31 +1,10 @@
 """Bound what noisy copies of a network, and of all networks near it, get right: (q, eta)-learnability."""
 
-import argparse
 import time
 from pathlib import Path
 
-from fastue.cli.parse import names, positive
+from fastue.cli.parse import draw_range, numbers, positive
 from fastue.cli.progress import Progress
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """`0.5,0.9` as numbers."""
-    try:
-        return tuple(float(part) for part in names(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: numbers separated by commas") from None
-
-
-def part(text: str) -> range:
-    """`0:5000` as a range of draws."""
-    first, colon, last = text.partition(":")
-    try:
-        found = range(int(first), int(last))
-    except ValueError:
-        found = range(0)
-    if not colon or not found or found.start < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: write FIRST:LAST, such as 0:5000 for the first 5000 draws")
-    return found
 
 
 def add_arguments(parser) -> None:
@@ -43,7 +22,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--arithmetic", default="fp32", help="of the network certified: fp32 or bf16-folded")
     parser.add_argument("--batch", type=positive, help="pictures at a time (default: 100 on a CPU, 1000 on a GPU)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--draws", type=part, metavar="A:B", help="make only these of the N draws, for --merge later")
+    parser.add_argument(
+        "--draws", type=draw_range, metavar="A:B", help="make only these of the N draws, for --merge later"
+    )
     parser.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="conclude from the draws in these, only")
     parser.add_argument("--recover", action="store_true", help="attack the network within the radii, show it beside")
     parser.add_argument("--aux", metavar="DATA", help="clean pictures the attack learns from; `oracle`: the test set")
@@ -58,7 +39,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument(
-        "--plan", action="store_true", help="print what N reaches, what eta needs and the time, and stop"
+        "--plan", action="store_true", help="print what N reaches, what eta needs, of a --surrogate the time, and stop"
     )
     parser.add_argument("--resume", action="store_true", help="fail unless --out holds draws to go on with")
     parser.add_argument("--config", metavar="YAML", help="read flags from a file; the command line wins")
@@ -75,7 +56,7 @@ def run(args) -> int:
     batch = args.batch or (1000 if device.type == "cuda" else 100)
     smoothing = Smoothing(args.sigma, args.seed, args.bn, args.arithmetic, batch)
     claim = certificate.Claim(args.n, args.q, args.eta, args.alpha, not args.pointwise)
-    if args.plan and not args.clean:
+    if args.plan and not (args.surrogate and args.clean):  # nothing to time
         print(certificate.plan(claim, smoothing))
         return 0
     if args.out is None and not args.plan:
@@ -84,7 +65,7 @@ def run(args) -> int:
         return _show(certificate.merged(args.merge, args.out))
     if bool(args.surrogate) == bool(args.train_on) or not args.clean:
         raise UsageError("certify needs --clean TEST and either --surrogate FILE or --train-on DIR (or --merge)")
-    if args.resume and not (args.out / certificate.DECLARED).exists():
+    if args.resume and not args.plan and not (args.out / certificate.DECLARED).exists():
         raise UsageError(f"--resume: {args.out} holds no draws to go on with")
     if args.recover and not args.aux:
         raise UsageError("--recover: name clean pictures to learn from with --aux, or --aux oracle for the test set")

@@ -43,3 +43,23 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`0.5,0.9` as numbers."""
+    try:
+        return tuple(float(part) for part in names(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers separated by commas") from None
+
+
+def draw_range(text: str) -> range:
+    """`0:5000` as a range of draws."""
+    first, colon, last = text.partition(":")
+    try:
+        found = range(int(first), int(last))
+    except ValueError:
+        found = range(0)
+    if not colon or not found or found.start < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: write FIRST:LAST, such as 0:5000 for the first 5000 draws")
+    return found

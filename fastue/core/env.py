@@ -38,3 +38,8 @@ def rank() -> tuple[int, int]:
 def settings() -> dict[str, str]:
     """Every variable that is set, for `fastue info`."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+def malloc_is_set() -> bool:
+    """Whether the user has settings of their own for the C library's heap (mallopt(3))."""
+    return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)

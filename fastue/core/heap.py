@@ -6,8 +6,9 @@ every large activation is paid for twice, once in page faults. Measured by `pyth
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Iterator
+
+from fastue.core import env
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _GIB = 1 << 30
@@ -15,7 +16,7 @@ _GIB = 1 << 30
 
 def keep_freed_memory() -> bool:
     """Blocks below 1 GiB stay with the process. False where there is no glibc, or where the user has set malloc."""
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    if env.malloc_is_set():
         return False
     return _mallopt(_GIB, (1 << 31) - 1)
 

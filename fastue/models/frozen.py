@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from fastue.models.folded import FoldedConv
+from fastue.models.conv import FoldedConv
 
 
 class FrozenCopy:

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastue.models.conv import Conv
+
 
 def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
     """Activations are in place: a fresh buffer for each costs a CPU more than the arithmetic."""
-    conv = nn.Conv2d(cin, cout, kernel, stride=stride, padding=kernel // 2, bias=False)
+    conv = Conv(cin, cout, kernel, stride=stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(cout), *([nn.ReLU(inplace=True)] if relu else []))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastue.models.folded import FoldedConv, _fold, _narrow, _unfold
+from fastue.models.conv import Conv, FoldedConv, _as_product, _fold, _unfold
 
 # channels in, out, picture side, and the convolution's arguments; `product`: bf16 takes the matrix product
 CASES = {
@@ -37,7 +37,7 @@ def test_equals_float64(case, layout, dtype, relu):
         p.copy_(torch.randn(p.shape, generator=generator) * (p[0].numel() ** -0.5))
     x = torch.randn(5, cin, side, side, generator=generator).to(dtype).contiguous(memory_format=layout).requires_grad_()
     if not isinstance(conv.padding, str):
-        assert _narrow(x, folded.weight, folded.settings) == (product and dtype == torch.bfloat16)
+        assert _as_product(x, folded.weight, folded.settings) == (product and dtype == torch.bfloat16)
 
     exact_x = x.detach().double().requires_grad_()
     exact = F.conv2d(exact_x, folded.weight.double(), folded.bias.double(), *folded.settings)
@@ -66,3 +66,30 @@ def test_unfold_and_fold_are_transposes():
         rows = _unfold(x, stride)
         other = torch.randn(rows.shape, generator=generator)
         assert torch.allclose((rows * other).sum(), (x * _fold(other, x, stride)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "cin, cout, side, stride", [(256, 128, 4, 1), (512, 512, 3, 1), (256, 512, 8, 2), (8, 8, 4, 1)]
+)
+def test_live_convolution_under_autocast(cin, cout, side, stride):
+    """Output and both gradients of bf16 autocast, as close to float64 as nn.Conv2d's own."""
+    conv = Conv(cin, cout, 3, stride, 1, bias=False).to(memory_format=torch.channels_last)
+    plain = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
+    plain.load_state_dict(conv.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, cin, side, side, generator=generator)
+    found = {}
+    for name, module in {"exact": plain, "own": conv, "torch": plain}.items():
+        module.double() if name == "exact" else module.float()
+        given = x.to(module.weight.dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=name != "exact"):
+            y = module(given)
+        module.weight.grad = None
+        along = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        y.backward(along.to(y.dtype))
+        found[name] = y.detach(), given.grad, module.weight.grad
+        assert name == "exact" or y.dtype == torch.bfloat16
+    for exact, own, torch_s in zip(found["exact"], found["own"], found["torch"], strict=True):
+        assert own.shape == exact.shape
+        allowed = 3 * (torch_s - exact).abs().max() + 1e-6
+        assert (own - exact).abs().max() <= allowed
