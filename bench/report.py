@@ -51,7 +51,7 @@ def last_run(rows: list[dict], key: tuple[str, ...]) -> list[dict]:
 
 def table(rows: list[dict], columns: tuple[str, ...]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(row[c] or "-" for c in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(row.get(c) or "-" for c in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n\n"
 
 
