@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -87,13 +88,19 @@ def compile_cuda() -> bool:
     build = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(build)
     home = Path(torch.__file__).parent
-    good, objects = True, []
+    good = True
     with tempfile.TemporaryDirectory() as folder:
-        for path in [ROOT / source for source in build.sources("*/*_kernel.cu", "*/*_cuda.cpp")]:
-            objects.append(Path(folder) / f"{path.stem}.o")
-            command = [nvcc, "-c", path, "-o", objects[-1], f"-I{home / 'include'}", *build.nvcc_flags()]
-            command += ["-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-            found = subprocess.run(command, capture_output=True, text=True)
+        paths = [ROOT / source for source in build.sources("*/*_kernel.cu", "*/*_cuda.cpp")]
+        objects = [Path(folder) / f"{path.stem}.o" for path in paths]
+        flags = [f"-I{home / 'include'}", *build.nvcc_flags(), "-Xptxas", "-v"]
+        flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+        def compiled(path: Path, made: Path) -> subprocess.CompletedProcess:
+            return subprocess.run([nvcc, "-c", path, "-o", made, *flags], capture_output=True, text=True)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = list(pool.map(compiled, paths, objects))
+        for path, found in zip(paths, results, strict=True):
             if found.returncode:
                 print(f"FAIL cuda {path.stem}\n{found.stderr}")
                 return False

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,16 @@ def test_no_tolerance_outside_the_rooms():
     """One number an op, in its room. Other tests compare exactly or say where their bound comes from."""
     for path in modules("tests/ops"):
         assert not re.search(r"\b[ar]tol\s*=\s*(?!0\.0\b)", path.read_text()), path
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.timeout(1500)
+def test_cuda_kernels_compile_and_link():
+    """For all targets, against the installed torch; registers and spills are asserted there."""
+    found = subprocess.run([sys.executable, "-m", "bench.compile", "--cuda"], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stdout + found.stderr
+    kernels = len(list((ROOT / "csrc").glob("*/*_kernel.cu")))
+    assert found.stdout.count("ok ") == 2 * kernels + 1 and "cuda link" in found.stdout
 
 
 def test_triton_kernels_compile_to_cubin():
