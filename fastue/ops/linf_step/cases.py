@@ -57,6 +57,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "compact_mask": _case(
             g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127, mask=torch.rand((5, 1, 7, 9), generator=g) < 0.5
         ),
+        "compact_half_steps": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127, step=12.5 * EPS / 127),
     }  # fmt: skip
     # Gradients of both zeros, NaN and infinities; noise at 0 and at the budget; pixels where the range binds.
     grad = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0])
