@@ -20,8 +20,8 @@ struct Job {
   Normalisation norm;
   bool stream;
   bool bytes;              // the int8 state is stepped in whole numbers, with AVX-512:
-  int8_t whole_step, whole_eps;
-  int8_t down[32], up[32];  // how far noise may go down on a pixel of value i, and up on one of value 255 - i
+  int8_t whole_step;
+  int8_t down[32], up[32];  // how far noise may go down on a pixel of value i, and up on one of 255 - i; eps at most
 };
 
 // What is 0 outside of the mask: one value a pixel.
@@ -109,8 +109,7 @@ FASTUE_V4 FASTUE_INLINE __m512i looked_up(const int8_t* table, __m512i i) {
 // step_and_round and narrow, 64 at a time in whole numbers: see whole_numbers.
 template <class G>
 FASTUE_V4 void step_bytes(int8_t* stored, const G* g, const uint8_t* x, int64_t count, const Job& job) {
-  const __m512i step = _mm512_set1_epi8(job.whole_step), eps = _mm512_set1_epi8(job.whole_eps);
-  const __m512i zero = _mm512_setzero_si512(), low = _mm512_sub_epi8(zero, eps);
+  const __m512i step = _mm512_set1_epi8(job.whole_step), zero = _mm512_setzero_si512();
   for (int64_t i = 0; i < count; i += 64) {
     const __mmask64 live = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
     for (int64_t ahead = 0; ahead < 64 * static_cast<int64_t>(sizeof(G)); ahead += 64)  // past the end does no harm
@@ -122,7 +121,6 @@ FASTUE_V4 void step_bytes(int8_t* stored, const G* g, const uint8_t* x, int64_t 
     __m512i n = _mm512_maskz_loadu_epi8(live, stored + i);
     n = _mm512_mask_subs_epi8(n, sign.above, n, step);
     n = _mm512_mask_adds_epi8(n, sign.below, n, step);
-    n = _mm512_min_epi8(_mm512_max_epi8(n, low), eps);
     n = _mm512_max_epi8(n, _mm512_sub_epi8(zero, looked_up(job.down, pixels)));
     n = _mm512_min_epi8(n, looked_up(job.up, _mm512_xor_si512(pixels, _mm512_set1_epi8(-1))));
     _mm512_mask_storeu_epi8(stored + i, live, n);
@@ -144,14 +142,13 @@ bool whole_numbers(Job& job) {
       const float n = clamp(static_cast<float>(s) * job.scale - moved(g, job.step), -eps, eps);
       if (nearest(n * job.inverse) != clamp(static_cast<float>(s) - g * step, -most, most)) return false;
     }
-  job.whole_eps = static_cast<int8_t>(most);
   job.whole_step = static_cast<int8_t>(step);
   for (int i = 0; i < 32; ++i) {
     const float dark = pixel(static_cast<uint8_t>(i)), bright = 1.0f - pixel(static_cast<uint8_t>(255 - i));
     job.down[i] = static_cast<int8_t>(std::min(most, nearest(dark * job.inverse)));
     job.up[i] = static_cast<int8_t>(std::min(most, nearest(bright * job.inverse)));
   }
-  return job.down[31] == job.whole_eps && job.up[31] == job.whole_eps;  // further inside there is room for all
+  return job.down[31] == most && job.up[31] == most;  // further inside there is room for all
 #else
   return false;
 #endif

@@ -57,9 +57,10 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "compact_mask": _case(
             g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127, mask=torch.rand((5, 1, 7, 9), generator=g) < 0.5
         ),
+        "compact_coarse": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 100),
         "compact_half_steps": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127, step=12.5 * EPS / 127),
     }  # fmt: skip
-    # Gradients of both zeros, NaN and infinities; noise at 0 and at the budget; pixels where the range binds.
+    # Gradients of both zeros, NaNs and infinities; noise at 0 and at the budget; pixels where the range binds.
     grad = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0])
     noise = torch.tensor([0.0, EPS, -EPS, EPS, -EPS, -EPS, EPS, 0.0, -0.0, STEP, STEP, -STEP])
     for name, pixels in (
@@ -69,9 +70,11 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         ("ties_edges", [1, 2, 3, 252, 253, 254, 8, 247, 7, 248, 9, 246]),
     ):
         x = torch.tensor(pixels, dtype=torch.uint8).view(1, 3, 2, 2)
-        args = _args(noise.view(1, 3, 2, 2).clone(), grad.to(dtype).view(1, 3, 2, 2), x, torch.tensor([0]))
+        signed = grad.to(dtype)
+        signed[9], signed[2] = signed[2].clone(), signed[2].abs()  # NaN has a sign: each meets noise that could move
+        args = _args(noise.view(1, 3, 2, 2).clone(), signed.view(1, 3, 2, 2), x, torch.tensor([0]))
         found[name] = args | dict(ascend=name == "ties_white")
-    levels = (noise.flip(0) * 127 / EPS).round().to(torch.int8).view(1, 3, 2, 2)  # NaN meets noise that could move
+    levels = (noise.flip(0) * 127 / EPS).round().to(torch.int8).view(1, 3, 2, 2)
     found["ties_compact"] = found["ties_edges"] | dict(noise=levels, scale=EPS / 127)
     huge = _case(g, dtype, 2, 3, 3, 3, 3)
     largest = torch.finfo(dtype).max
