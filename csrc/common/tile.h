@@ -30,7 +30,6 @@ using f16 = _Float16;
 #endif
 
 FASTUE_INLINE float to_float(float v) { return v; }
-FASTUE_INLINE float to_float(int8_t v) { return static_cast<float>(v); }
 FASTUE_INLINE float to_float(f16 v) { return static_cast<float>(v); }
 FASTUE_INLINE float to_float(bf16 v) {
   const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;

@@ -52,7 +52,6 @@ FASTUE_CLONES const float* load(const Pictures& from, const Shape& s, const Tile
   if (from.type == Type::f32) load_as<float>(from, s, t, scratch);
   if (from.type == Type::bf16) load_as<bf16>(from, s, t, scratch);
   if (from.type == Type::f16) load_as<f16>(from, s, t, scratch);
-  if (from.type == Type::s8) load_as<int8_t>(from, s, t, scratch);
   return scratch;
 }
 

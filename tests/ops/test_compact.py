@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from fastue.core import opspec
-from fastue.ops import linf_step
+from tests.ops import checks
 
 BYTES = {  # budget, step, unit of the state; in 1/255
     "default": (8, 0.8, 8 / 127),
@@ -32,14 +31,16 @@ def test_every_value(case, ascend, dtype):
     )
     shape = (1, 1, 255, 256 * len(kinds))
     x, gradient = pixel.to(torch.uint8).view(shape), torch.tensor(kinds)[kind].to(dtype).view(shape)
-    results = []
+    op, results = checks.OPS["linf_step"], []
     for backend in ("reference", "cpp"):
-        noise, out = stored.to(torch.int8).view(shape).clone(), torch.empty(shape)
-        with opspec.use_backend(backend):
-            linf_step(noise, gradient, x, torch.zeros(1, dtype=torch.int64), step=step, eps=eps, ascend=ascend,
-                      scale=scale, out=out)  # fmt: skip
-        results.append((noise, out))
-    (noise, out), (other, other_out) = results
-    assert torch.equal(noise, other) and (out - other_out).abs().max() <= 1e-7
+        args = dict(
+            noise=stored.to(torch.int8).view(shape).clone(), grad=gradient, x=x,
+            index=torch.zeros(1, dtype=torch.int64), step=step, eps=eps, ascend=ascend, scale=scale, mask=None, out=torch.empty(shape), mean=[], std=[],
+        )  # fmt: skip
+        checks.need(op, backend, args)
+        results.append(checks.run(op, args, backend))
+    wanted, found = results
+    noise = found["noise"]
+    assert torch.equal(noise, wanted["noise"]) and (found["out"] - wanted["out"]).abs().max() <= 1e-7
     if case != "no step":
         assert (noise.view(-1) != stored.reshape(-1)).float().mean() > 0.2
