@@ -35,7 +35,8 @@ def test_every_value(case, ascend, dtype):
     for backend in ("reference", "cpp"):
         args = dict(
             noise=stored.to(torch.int8).view(shape).clone(), grad=gradient, x=x,
-            index=torch.zeros(1, dtype=torch.int64), step=step, eps=eps, ascend=ascend, scale=scale, mask=None, out=torch.empty(shape), mean=[], std=[],
+            index=torch.zeros(1, dtype=torch.int64), step=step, eps=eps, ascend=ascend, scale=scale,
+            mask=None, out=torch.empty(shape), mean=[], std=[],
         )  # fmt: skip
         checks.need(op, backend, args)
         results.append(checks.run(op, args, backend))
