@@ -17,6 +17,9 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
   m.def(
       "weight_noise(Tensor base, Tensor table, Tensor draws, Tensor(a!) out, float sigma, int seed, int purpose)"
       " -> ()");
+  m.def(
+      "conv(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, Tensor(a!) out, int stride,"
+      " int padding, bool transposed, bool relu) -> ()");
   m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
 }
 

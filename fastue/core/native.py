@@ -45,5 +45,6 @@ def op(name: str, device: str) -> Callable:
         raise ImportError(missing)
     key = device.upper()
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key):
-        raise ImportError(f"not available: {NAMESPACE}::{name} has no {key} kernel")
+        why = f"this CPU lacks what {name} needs" if device == "cpu" else f"{NAMESPACE}::{name} has no {key} kernel"
+        raise ImportError(f"not available: {why}")
     return getattr(getattr(torch.ops, NAMESPACE), name).default

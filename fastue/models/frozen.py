@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from fastue.models.conv import FoldedConv
+from fastue.models.conv import FoldedConv, is_plain
 
 
 class FrozenCopy:
     """`module` gives the logits of `model.eval()`, up to rounding: in float32 for precision="float32", else in bf16.
 
     A BatchNorm2d right behind a Conv2d in an nn.Sequential is folded, with a ReLU behind both; any other
-    (pre-activation networks such as DenseNet, library models) stays as it is. compile=True passes the module through
-    torch.compile, on a GPU with CUDA graphs ("reduce-overhead"). `dtype` is the dtype of the module and of the input
-    it takes.
+    (pre-activation networks such as DenseNet, library models) stays as it is. Convolutions run as fastue.ops.conv where
+    that has a kernel. compile=True passes the module through torch.compile, on a GPU with CUDA graphs
+    ("reduce-overhead"). `dtype` is the dtype of the module and of the input it takes.
     """
 
     def __init__(self, model: nn.Module, precision: str, *, compile: bool = False):
@@ -31,7 +31,13 @@ class FrozenCopy:
             sequence = module.get_submodule(name)
             sequence[0] = FoldedConv(sequence[0], relu=len(sequence) == 3)
             del sequence[1:]
+        for name, part in list(module.named_modules()):
+            if is_plain(part):
+                module.set_submodule(name, FoldedConv(part, relu=False))
         module = module.to(self.dtype, memory_format=torch.channels_last)
+        for part in module.modules():
+            if isinstance(part, FoldedConv):
+                part.bias.data = part.bias.data.float()
         self._module = module.eval().requires_grad_(False)
         self.module = self._module
         if compile:
@@ -51,7 +57,8 @@ class FrozenCopy:
             )
             source[f"{name}.0.weight"], source[f"{name}.0.bias"] = weight, bias
         for name, value in target.items():
-            value.copy_(source[name])
+            if name in source:  # a convolution without a bias has one of zeros in the copy
+                value.copy_(source[name])
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -65,7 +72,7 @@ def _is_conv_bn(part: nn.Module) -> bool:
         isinstance(part, nn.Sequential)
         and len(part) in (2, 3)
         and all(isinstance(p, kind) for p, kind in zip(part, kinds, strict=False))
-        and part[0].padding_mode == "zeros"
+        and is_plain(part[0])
         and part[1].affine
         and part[1].track_running_stats
     )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastue.models.conv import Conv
+from fastue.models.conv import Conv, add_relu
 
 
 def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
@@ -24,9 +24,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.conv1(x))
-        out += self.shortcut(x)
-        return self.relu(out)
+        return add_relu(self.conv2, self.conv1(x), self.shortcut(x), self.relu)
 
 
 class Bottleneck(nn.Module):
@@ -42,9 +40,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv3(self.conv2(self.conv1(x)))
-        out += self.shortcut(x)
-        return self.relu(out)
+        return add_relu(self.conv3, self.conv2(self.conv1(x)), self.shortcut(x), self.relu)
 
 
 class ResNet(nn.Module):

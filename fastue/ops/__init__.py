@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from fastue.core import opspec
 from fastue.core.opspec import BackendError, use_backend
 from fastue.ops import apply_noise as _apply_noise
 from fastue.ops import class_step as _class_step
+from fastue.ops import conv as _conv
 from fastue.ops import count_correct as _count_correct
 from fastue.ops import l2_step as _l2_step
 from fastue.ops import linf_step as _linf_step
@@ -28,10 +30,11 @@ from fastue.ops._keyed import (
 
 __all__ = [
     "WEIGHTS_ATTACK", "WEIGHTS_CERTIFY", "WEIGHTS_NOISE_STEP", "WEIGHTS_STATISTICS", "WEIGHTS_TRAIN", "BackendError",
-    "apply_noise", "class_step", "count_correct", "l2_step", "linf_step", "use_backend", "weight_noise",
+    "apply_noise", "class_step", "conv", "conv_is_fast", "count_correct", "l2_step", "linf_step", "use_backend",
+    "weight_noise",
 ]  # fmt: skip
 
-_ROOMS = (_apply_noise, _class_step, _count_correct, _l2_step, _linf_step, _weight_noise)
+_ROOMS = (_apply_noise, _class_step, _conv, _count_correct, _l2_step, _linf_step, _weight_noise)
 
 
 def apply_noise(
@@ -162,6 +165,55 @@ def class_step(
     )  # fmt: skip
 
 
+def conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    transposed: bool = False,
+    relu: bool = False,
+    size: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """relu(conv2d(x', weight) + bias + residual), x' = x where not gate <= 0, else 0.  With `transposed` the gradient:
+
+    conv_transpose2d, which turns the gradient of a convolution's output into that of its input. `gate` is then the
+    convolution's output after its ReLU: the ReLU's own backward.
+
+    x         float32 or bfloat16 [B, C, H, W], channels_last, as are gate, residual and out
+    weight    [O, C, h, w], with `transposed` [C, O, h, w]: in both cases the convolution's own; of the dtype of x
+    bias      float32 [O];  gate  as x;  residual  as out
+    out       [B, O, H', W'] to write instead of a new tensor
+    stride, padding  the convolution's, the same in both directions
+    size      with `transposed` and without `out`: (H', W'), the size of the convolution's input
+    Sums are float32, rounded once. On CPUs with AMX each float32 product is six of bfloat16, together as exact as
+    float32's own; there an infinite x gives NaN, and numbers below 1e-38 count as zero.
+    Errors: ValueError, TypeError (RuntimeError from compiled code) for wrong shapes, dtypes and layouts.
+    """
+    if out is None:
+        channels = weight.shape[1] if transposed else weight.shape[0]
+        kernel = weight.shape[2:]
+        if not transposed:
+            size = tuple(_conv.out_size(n, k, stride, padding) for n, k in zip(x.shape[2:], kernel, strict=True))
+        if size is None:
+            raise ValueError("conv: transposed needs out or size, the height and width of the convolution's input")
+        out = torch.empty((len(x), channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    torch.ops.fastue.conv(
+        _interleaved(x), weight.detach(), bias if bias is None else bias.detach(), _interleaved(gate),
+        _interleaved(residual), out.detach(), stride, padding, transposed, relu,
+    )  # fmt: skip
+    return out
+
+
+def conv_is_fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `conv` has a kernel for these tensors here, and the user has not asked for another backend."""
+    wanted = opspec.chosen_backend()
+    return any(wanted in ("auto", b.name) and not _conv.OP.why_not(b, (x, weight)) for b in _conv.OP.backends)
+
+
 def weight_noise(
     base: torch.Tensor,
     table: torch.Tensor,
@@ -209,6 +261,10 @@ def count_correct(logits: torch.Tensor, y: torch.Tensor, counts: torch.Tensor, s
 
 def _dense(t: torch.Tensor) -> torch.Tensor:
     return t if is_dense(t) else t.contiguous()
+
+
+def _interleaved(t: torch.Tensor | None) -> torch.Tensor | None:
+    return t if t is None else t.detach().contiguous(memory_format=torch.channels_last)
 
 
 def _numbers(values: Sequence[float] | None) -> list[float]:

@@ -33,7 +33,8 @@ def input_gradient(network, x, y):
 def test_float32_copy_equals_the_eval_network(name):
     model = trained(name)
     frozen = FrozenCopy(model, "float32")
-    x, y = torch.rand(8, 3, 16, 16), torch.arange(8)
+    # seeded: random weights give some pictures no gradient at all, at times too many
+    x, y = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8)
     model.eval().double()
     exact, gradient = input_gradient(model, x.double(), y)
     model.float()
@@ -55,7 +56,10 @@ def test_every_batchnorm_behind_a_convolution_is_folded():
 @pytest.mark.parametrize("precision, dtype", [("float32", torch.float32), ("bf16", torch.bfloat16)])
 def test_no_parameter_wants_a_gradient_and_the_dtype_is_one(precision, dtype):
     frozen = FrozenCopy(build("cnn-w8", 10), precision)
-    assert all(p.dtype == dtype and not p.requires_grad for p in frozen.module.parameters())
+    kept = {"bias": torch.float32}  # the bias of a folded convolution is added to a float32 sum
+    for name, p in frozen.module.named_parameters():
+        folded = name.split(".")[0] == "features"
+        assert not p.requires_grad and p.dtype == (kept.get(name.split(".")[-1], dtype) if folded else dtype), name
     assert frozen(torch.rand(2, 3, 8, 8, dtype=dtype)).dtype == torch.float32
 
 

@@ -14,7 +14,9 @@ OPS = {name: op for name, op in opspec.registry().items() if hasattr(fastue.ops,
 
 def tested(op: opspec.OpSpec) -> list[str]:
     """The backends that are installed here or that FASTUE_REQUIRE names; the run's header lists the others."""
-    absent = {b.name for b in op.backends if op.function(b)[1]} - env.required_backends()
+    why = {b.name: op.function(b)[1] for b in op.backends}
+    absent = {name for name, reason in why.items() if reason} - env.required_backends()
+    absent |= {name for name, reason in why.items() if "this CPU lacks" in reason}  # nothing could be installed
     return [name for name in op.backend_names if name not in absent]
 
 

@@ -1,0 +1,118 @@
+"""Cases, refusals and benchmark inputs of conv."""
+
+from functools import partial
+
+import torch
+
+LAST = torch.channels_last
+
+
+def _randn(g, dtype, *shape):
+    return torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=LAST)
+
+
+def _case(
+    g, dtype, batch, cin, cout, side, kernel=3, stride=1, padding=1, *, transposed=False, relu=False, around=False,
+    height=None,
+):  # fmt: skip
+    """`around`: with bias, gate and residual. `side` and `height` are those of the convolution's input."""
+    height = height or side
+    weight = _randn(g, dtype, cout, cin, kernel, kernel) / (kernel * kernel * max(cin, 1)) ** 0.5
+    deep = [(n + 2 * padding - kernel) // stride + 1 for n in (height, side)]
+    given, made = (batch, cin, height, side), (batch, cout, *deep)
+    given, made = (made, given) if transposed else (given, made)
+    return dict(
+        x=_randn(g, dtype, *given),
+        weight=weight.to(dtype).contiguous(memory_format=LAST),
+        bias=torch.randn(made[1], generator=g) if around else None,
+        gate=_randn(g, dtype, *given).relu_() if around else None,
+        residual=_randn(g, dtype, *made) if around else None,
+        out=torch.full(made, torch.nan, dtype=dtype).contiguous(memory_format=LAST),
+        stride=stride,
+        padding=padding,
+        transposed=transposed,
+        relu=relu,
+    )
+
+
+def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
+    case = partial(_case, g, dtype)
+    found = {
+        "empty": case(0, 4, 8, 5),
+        "one": case(1, 1, 1, 1, kernel=1, padding=0),
+        "odd": case(3, 37, 43, 9, 5, 2, 2, height=11, around=True, relu=True),
+        "odd_back": case(3, 43, 37, 9, 5, 2, 2, height=11, around=True, transposed=True),
+        "blocks": case(67, 64, 96, 8, around=True, relu=True),
+        "blocks_back": case(67, 96, 64, 8, around=True, transposed=True),
+        "mixed": case(33, 70, 20, 6, 3, 2, 1, around=True),
+        "mixed_back": case(33, 20, 70, 6, 3, 2, 1, around=True, transposed=True),
+        "few_channels": case(40, 3, 64, 12, relu=True),
+        "few_channels_back": case(40, 3, 64, 12, transposed=True),
+        "few_channels_gated": case(5, 3, 16, 7, around=True),
+        "wide_kernel": case(5, 3, 24, 21, 7, 2, 3, around=True),
+        "unpadded": case(4, 18, 8, 9, 5, 1, 0),
+        "corner": case(4, 20, 33, 2, 5, 1, 2),  # most taps fall on the padding
+        "point": case(20, 64, 130, 5, 1, 2, 0, around=True),
+        "point_back": case(20, 64, 130, 5, 1, 2, 0, around=True, transposed=True),  # most pixels get nothing
+        "skipping": case(9, 34, 34, 11, 3, 4, 0),
+        "skipping_back": case(9, 34, 34, 11, 3, 4, 0, transposed=True),
+        "large": case(2, 32, 32, 70, height=140, relu=True),  # rows in bands
+        "large_back": case(2, 32, 32, 70, height=140, transposed=True),
+        "ties": case(6, 32, 32, 4, around=True, relu=True),
+        "huge": case(6, 40, 32, 4),
+    }
+    # gates of zero, of either sign, and NaN; sums of exactly zero; rounding to bf16 at ties
+    ties = found["ties"]
+    for name in ("x", "weight", "residual"):
+        ties[name] = (ties[name] * 4).round().contiguous(memory_format=LAST)
+    ties["gate"][0::3], ties["gate"][1::3] = 0.0, -0.0
+    ties["gate"][2, 0, 0, 0] = torch.nan
+    ties["bias"].round_()
+    huge = found["huge"]
+    huge["x"] *= 1e17
+    huge["weight"] *= 1e17
+    huge["x"][0, 0, 0, 0] = torch.nan
+    # other layouts of the weight
+    found["weight_contiguous"] = case(5, 40, 48, 6) | dict(weight=_randn(g, dtype, 48, 40, 3, 3).contiguous() / 20)
+    found["weight_transposed"] = case(5, 40, 48, 6, transposed=True, around=True)
+    found["weight_transposed"]["weight"] = (_randn(g, dtype, 48, 40, 3, 3) / 20).contiguous()
+    return found
+
+
+def bad(g: torch.Generator) -> dict:
+    ok = _case(g, torch.float32, 3, 8, 16, 6, around=True)
+    return {
+        "x_planar": ok | dict(x=ok["x"].contiguous()),
+        "x_dimensions": ok | dict(x=ok["x"][0]),
+        "x_integer": ok | dict(x=ok["x"].long()),
+        "weight_dtype": ok | dict(weight=ok["weight"].bfloat16()),
+        "weight_channels": ok | dict(weight=ok["weight"][:, :7].contiguous()),
+        "weight_empty": ok | dict(weight=ok["weight"][:, :, :0].contiguous()),
+        "kernel_too_large": ok | dict(weight=torch.zeros(16, 8, 9, 9)),
+        "bias_length": ok | dict(bias=torch.zeros(8)),
+        "bias_dtype": ok | dict(bias=torch.zeros(16, dtype=torch.bfloat16)),
+        "gate_shape": ok | dict(gate=ok["gate"][:2]),
+        "residual_shape": ok | dict(residual=ok["gate"]),
+        "out_size": ok | dict(stride=2),
+        "out_layout": ok | dict(out=ok["out"].contiguous()),
+        "stride_zero": ok | dict(stride=0),
+        "padding_negative": ok | dict(padding=-1),
+        "other_way": ok | dict(transposed=True),
+        "other_device": ok | dict(residual=ok["residual"].to("meta")),
+    }
+
+
+def bench() -> dict:
+    """The 3x3 convolutions of a ResNet-18 for CIFAR, forward and input gradient, a batch of 128."""
+
+    def make(channels, side, dtype, back):
+        g = torch.Generator().manual_seed(0)
+        return _case(g, dtype, 128, channels, channels, side, transposed=back, relu=not back)
+
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels, side in ((64, 32), (128, 16), (256, 8), (512, 4)):
+            for back in (False, True):
+                name = f"{channels}x{side}{'-back' if back else ''}-{str(dtype)[6:]}"
+                found[name] = partial(make, channels, side, dtype, back)
+    return found
