@@ -1,265 +1,20 @@
 // conv on CPUs with AMX: an implicit matrix product on 16 x 16 tiles, for NHWC tensors. The definition is
 // fastue/ops/conv/reference.py.
 //
-// The left factor of a tile product is 16 pictures at one pixel, 32 channels of each: source rows of 32 pictures are copied
-// into blocks [row][column][channels / 32][picture][32] that stay in the L2 cache while all output channels are computed
-// from them, 32 at a time. So tiles are full however narrow a picture is, a stride costs nothing, and taps that fall on
-// the padding are left out. The ReLU's derivative is applied on the way. A convolution, and the gradient of one with respect
-// to its input, differ in which source pixel a tap takes; nothing else here knows which it is.
+// The left factor of a tile product is 16 pictures at one pixel, 32 channels of each (../common/amx.h). The blocks of some
+// rows stay in the L2 cache while all output channels are computed from them, 32 at a time; taps that fall on the padding
+// are left out. The ReLU's derivative is applied while blocks are filled. A convolution, and the gradient of one with
+// respect to its input, differ in which source pixel a tap takes; nothing else here knows which it is.
 //
-// float32 factors are split into three bf16 each, x = h + m + l, exact up to rounding in the last bit, and six of the
-// nine products are summed: what is left out is below float32's own rounding (Henry, Tang, Heinecke: Leveraging the
-// bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations, 2019).
-#include "../common/stable.h"
+// Of float32 factors, split into three bf16 each, six of the nine products are summed: what is left out is below
+// float32's own rounding (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For
+// Higher-Precision Computations, 2019).
+#include "../common/amx.h"
 
 #if defined(FASTUE_X86_CLONES)
-#include <cpuid.h>
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12's own headers
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <cstdlib>
-#include <new>
-#include <numeric>
-
-#define FASTUE_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 
 namespace fastue {
 namespace {
-
-constexpr int64_t kRowBytes = 64;               // 32 bf16: a row of a tile
-constexpr int64_t kTileBytes = 16 * kRowBytes;  // 16 rows
-constexpr int64_t kPictures = 32;               // of a block: two tiles
-constexpr int64_t kBlockBytes = kPictures * kRowBytes;
-constexpr int64_t kBlocksBytes = int64_t{1} << 20;  // of all blocks of a thread, about: half of an L2 cache
-
-struct Job {
-  const char *x, *gate, *residual, *weight;
-  const float* bias;
-  char* out;
-  bool f32, relu, transposed;
-  int64_t batch, channels, height, width;  // of x
-  int64_t out_channels, out_height, out_width;
-  int64_t kh, kw, stride, padding;
-  int64_t by_out, by_in, by_row, by_col;  // strides of the weight: output channel, channel of x, kernel row, column
-  bool unfolded;  // few channels: a block holds the whole neighbourhood of an output, and there is one tap
-
-  int64_t size() const { return f32 ? 4 : 2; }
-  int64_t splits() const { return f32 ? 3 : 1; }
-  int64_t depth() const { return unfolded ? kh * kw * channels : channels; }  // summed over, for each tap
-  int64_t blocks() const { return (depth() + 31) / 32; }
-  int64_t taps() const { return unfolded ? 1 : kh * kw; }
-  int64_t cols() const { return unfolded ? out_width : width; }  // of the blocks
-
-  // Which source row or column output `o` takes at place `k` of the kernel; -1 for none or padding.
-  int64_t source(int64_t o, int64_t k, int64_t size) const {
-    int64_t at = transposed ? o + padding - k : o * stride - padding + k;
-    if (transposed) {
-      if (at < 0 || at % stride) return -1;
-      at /= stride;
-    }
-    return at >= 0 && at < size ? at : -1;
-  }
-};
-
-int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory that a thread keeps, aligned to cache lines.
-struct Buffer {
-  char* data = nullptr;
-  int64_t bytes = 0;
-  char* get(int64_t wanted) {
-    if (wanted > bytes) {
-      std::free(data);
-      data = static_cast<char*>(std::aligned_alloc(4096, up(wanted, 4096) * 4096));
-      bytes = data ? up(wanted, 4096) * 4096 : 0;
-      if (!data) throw std::bad_alloc();
-    }
-    return data;
-  }
-  ~Buffer() { std::free(data); }
-};
-
-struct Split {
-  __m512i h, m, l;  // of 16 numbers each, as float32 whose lower half is zero
-};
-
-FASTUE_AMX inline __m512i rounded(__m512 v) {
-  return _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16);
-}
-
-FASTUE_AMX inline Split split(__m512 v) {
-  Split s;
-  s.h = rounded(v);
-  // infinity and NaN have no remainder
-  const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps((__m512)s.h), _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
-  const __m512 rest = _mm512_maskz_sub_ps(finite, v, (__m512)s.h);
-  s.m = rounded(rest);
-  s.l = rounded(_mm512_sub_ps(rest, (__m512)s.m));
-  return s;
-}
-
-// Two times 16 numbers to 32 bf16 next to each other.
-FASTUE_AMX inline __m512i narrow(__m512i low, __m512i high) {
-  const __m256i a = _mm512_cvtepi32_epi16(_mm512_srli_epi32(low, 16));
-  const __m256i b = _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16));
-  return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-}
-
-// Write `row` (32 numbers of the source, zero beyond `count`) to a plane, times (gate > 0) where there is a gate.
-FASTUE_AMX inline void copy_row(char* to, int64_t next_split, const char* row, const char* gate, int64_t count, bool f32) {
-  const uint32_t mask = count >= 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
-  if (!f32) {
-    __mmask32 keep = mask;
-    if (gate) {
-      const __m512i g = _mm512_maskz_loadu_epi16(mask, gate);
-      // > 0, or NaN of either sign: the reference multiplies by !(gate <= 0)
-      const __m512i magnitude = _mm512_and_si512(g, _mm512_set1_epi16(0x7fff));
-      keep = _mm512_mask_cmpgt_epi16_mask(mask, g, _mm512_setzero_si512()) |
-             _mm512_mask_cmpgt_epi16_mask(mask, magnitude, _mm512_set1_epi16(0x7f80));
-    }
-    _mm512_store_si512(to, _mm512_maskz_loadu_epi16(keep, row));
-    return;
-  }
-  Split parts[2];
-  for (int half = 0; half < 2; ++half) {
-    __mmask16 keep = static_cast<__mmask16>(mask >> (16 * half));
-    if (gate) {
-      const __m512 g = _mm512_maskz_loadu_ps(keep, gate + 64 * half);
-      keep = _mm512_mask_cmp_ps_mask(keep, g, _mm512_setzero_ps(), _CMP_NLE_UQ);
-    }
-    parts[half] = split(_mm512_maskz_loadu_ps(keep, row + 64 * half));
-  }
-  _mm512_store_si512(to, narrow(parts[0].h, parts[1].h));
-  _mm512_store_si512(to + next_split, narrow(parts[0].m, parts[1].m));
-  _mm512_store_si512(to + 2 * next_split, narrow(parts[0].l, parts[1].l));
-}
-
-// The pictures and output rows that a thread works on, and its ring of source rows: row r lies at slot r % ring.
-struct Work {
-  int64_t picture, pictures, quads;  // `pictures` in `quads` blocks of 32 for each pixel
-  int64_t ring;
-  char* blocks;
-  int64_t slot(int64_t row) const { return row % ring; }
-};
-
-int64_t pixel_bytes(const Job& job, const Work& work) { return job.blocks() * work.quads * kBlockBytes; }
-int64_t split_bytes(const Job& job, const Work& work) { return work.ring * job.cols() * pixel_bytes(job, work); }
-
-// Pixels whose blocks stay in the L1 cache while the pictures are gone through.
-int64_t pixels_near(const Job& job, const Work& work) {
-  return std::max<int64_t>(1, (int64_t{16} << 10) / (pixel_bytes(job, work) * job.splits()));
-}
-
-FASTUE_AMX void fill_row(const Job& job, const Work& work, int64_t row) {
-  const int64_t size = job.size(), pixel = job.channels * size, per_pixel = pixel_bytes(job, work);
-  const int64_t next_split = split_bytes(job, work), blocks = job.blocks();
-  const int64_t bytes = job.height * job.width * pixel, near = pixels_near(job, work);
-  for (int64_t first = 0; first < job.width; first += near)
-    for (int64_t g = 0; g < work.pictures; ++g) {
-      char* to = work.blocks + (work.slot(row) * job.width + first) * per_pixel + g * kRowBytes;
-      const int64_t offset = (work.picture + g) * bytes + (row * job.width + first) * pixel;
-      const char* from = job.x + offset;
-      const char* gate = job.gate ? job.gate + offset : nullptr;
-      for (int64_t c = std::min(near, job.width - first); c > 0; --c, to += per_pixel, from += pixel, gate += gate ? pixel : 0)
-        for (int64_t b = 0; b < blocks; ++b)
-          copy_row(to + b * work.quads * kBlockBytes, next_split, from + 32 * b * size, gate ? gate + 32 * b * size : nullptr,
-                   job.channels - 32 * b, job.f32);
-    }
-}
-
-// The same for an unfolded job: output pixel by output pixel its neighbourhood. `padded` has room for the kh source rows
-// of each picture with their margins. A vector, 32 bf16 or 16 float32, is put together from pieces of those rows.
-struct Piece {
-  int64_t offset;  // in `padded`, of what would be the vector's first lane for the first output pixel
-  uint32_t lanes;
-};
-
-FASTUE_AMX void fill_unfolded(const Job& job, const Work& work, int64_t row, char* padded) {
-  const int64_t size = job.size(), pixel = job.channels * size, run = job.kw * job.channels, margin = job.padding * pixel;
-  const int64_t width = job.width * pixel, pitch = width + 2 * margin, step = job.stride * pixel;
-  const int64_t per_pixel = pixel_bytes(job, work), next_split = split_bytes(job, work), lanes = job.f32 ? 16 : 32;
-  std::vector<Piece> pieces;
-  std::vector<size_t> ends;
-  for (int64_t first = 0; first < 32 * job.blocks(); first += lanes) {
-    for (int64_t i = 0; i < job.kh; ++i) {
-      const int64_t from = std::max(first, i * run), to = std::min(first + lanes, (i + 1) * run);
-      if (from >= to) continue;
-      const uint64_t mask = ((uint64_t{1} << (to - from)) - 1) << (from - first);
-      pieces.push_back({i * pitch + (first - i * run) * size, static_cast<uint32_t>(mask)});
-    }
-    ends.push_back(pieces.size());
-  }
-  for (int64_t g = 0; g < work.pictures; ++g)
-    for (int64_t i = 0; i < job.kh; ++i) {
-      const int64_t from = row * job.stride - job.padding + i;
-      char* to = padded + (g * job.kh + i) * pitch;
-      if (from < 0 || from >= job.height) {
-        std::memset(to, 0, pitch);
-        continue;
-      }
-      std::memset(to, 0, margin);
-      std::memcpy(to + margin, job.x + ((work.picture + g) * job.height + from) * width, width);
-      std::memset(to + margin + width, 0, margin);
-    }
-  const int64_t near = pixels_near(job, work), blocks = job.blocks();
-  const Piece* all = pieces.data();
-  const size_t* end = ends.data();
-  for (int64_t first = 0; first < job.out_width; first += near)
-    for (int64_t g = 0; g < work.pictures; ++g) {
-      char* to = work.blocks + (work.slot(row) * job.out_width + first) * per_pixel + g * kRowBytes;
-      const char* hood = padded + g * job.kh * pitch + first * step;
-      for (int64_t c = std::min(near, job.out_width - first); c > 0; --c, to += per_pixel, hood += step) {
-        size_t k = 0;
-        for (int64_t b = 0; b < blocks; ++b) {
-          char* block = to + b * work.quads * kBlockBytes;
-          if (!job.f32) {
-            __m512i v = _mm512_setzero_si512();
-            for (; k < end[b]; ++k) v = _mm512_mask_loadu_epi16(v, all[k].lanes, hood + all[k].offset);
-            _mm512_store_si512(block, v);
-            continue;
-          }
-          __m512 v[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-          for (int half = 0; half < 2; ++half)
-            for (; k < end[2 * b + half]; ++k)
-              v[half] = _mm512_mask_loadu_ps(v[half], static_cast<__mmask16>(all[k].lanes), hood + all[k].offset);
-          const Split low = split(v[0]), high = split(v[1]);
-          _mm512_store_si512(block, narrow(low.h, high.h));
-          _mm512_store_si512(block + next_split, narrow(low.m, high.m));
-          _mm512_store_si512(block + 2 * next_split, narrow(low.l, high.l));
-        }
-      }
-    }
-}
-
-// 16 rows of 16 words, transposed.
-FASTUE_AMX inline void transpose(__m512i (&r)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {  // r[i + k]: words 4*lane + k of rows i to i + 3
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int k = 0; k < 4; ++k) {
-    t[k] = _mm512_shuffle_i32x4(r[k], r[k + 4], 0x88);
-    t[k + 4] = _mm512_shuffle_i32x4(r[k], r[k + 4], 0xdd);
-    t[k + 8] = _mm512_shuffle_i32x4(r[k + 8], r[k + 12], 0x88);
-    t[k + 12] = _mm512_shuffle_i32x4(r[k + 8], r[k + 12], 0xdd);
-  }
-  for (int k = 0; k < 4; ++k) {
-    r[k] = _mm512_shuffle_i32x4(t[k], t[k + 8], 0x88);
-    r[k + 8] = _mm512_shuffle_i32x4(t[k], t[k + 8], 0xdd);
-    r[k + 4] = _mm512_shuffle_i32x4(t[k + 4], t[k + 12], 0x88);
-    r[k + 12] = _mm512_shuffle_i32x4(t[k + 4], t[k + 12], 0xdd);
-  }
-}
 
 // 16 output channels from `n` on and 32 inputs from `k` on, as the right factor of a tile product: pairs of inputs.
 FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, char* to, int64_t next_split) {
@@ -318,9 +73,6 @@ int64_t tiles_of(const Job& job, int64_t panel) { return job.out_channels - 32 *
 struct Tap {
   int64_t left, right;  // offsets of its first step in the blocks and in a panel
 };
-
-// GCC 12's tile intrinsics do not tell the compiler what memory they read and write.
-FASTUE_INLINE void memory_is_read() { asm volatile("" ::: "memory"); }
 
 #define FASTUE_LEFT(pointer) \
   _tile_loadd(4, (pointer), kRowBytes); \
@@ -414,31 +166,6 @@ FASTUE_AMX void write_sums(const Job& job, const float* sums, int64_t picture, i
   }
 }
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Tiles of this shape while it lives; what another library had set is set again.
-struct UseTiles {
-  TileConfig before;
-  FASTUE_AMX UseTiles() {
-    const TileConfig mine;
-    memory_is_read();
-    _tile_storeconfig(&before);
-    _tile_loadconfig(&mine);
-    memory_is_read();
-  }
-  FASTUE_AMX ~UseTiles() {
-    if (before.palette) {
-      _tile_loadconfig(&before);
-    } else {
-      _tile_release();
-    }
-  }
-};
-
 template <bool kF32>
 FASTUE_AMX void multiply_any(int64_t pictures, int64_t tiles, const Job& job, const char* left, int64_t left_step,
                              int64_t split, const char* right, const Tap* taps, const Tap* end, float* sums) {
@@ -449,24 +176,6 @@ FASTUE_AMX void multiply_any(int64_t pictures, int64_t tiles, const Job& job, co
     tiles == 2 ? multiply<1, 2, kF32>(job, left, left_step, split, right, taps, end, sums)
                : multiply<1, 1, kF32>(job, left, left_step, split, right, taps, end, sums);
   }
-}
-
-struct Rows {
-  int64_t first, last;  // last + 1 is the first one behind
-};
-
-// The source rows that output rows [first, last) take.
-Rows source_rows(const Job& job, int64_t first, int64_t last) {
-  if (job.unfolded) return {first, last};
-  Rows rows{job.height, 0};
-  for (int64_t o = first; o < last; ++o)
-    for (int64_t k = 0; k < job.kh; ++k) {
-      const int64_t at = job.source(o, k, job.height);
-      if (at < 0) continue;
-      rows.first = std::min(rows.first, at);
-      rows.last = std::max(rows.last, at + 1);
-    }
-  return rows;
 }
 
 // Output rows [first, last) of the pictures of `work`, `band` at a time.
@@ -564,12 +273,6 @@ void run(const Job& job) {
   });
 }
 
-const char* nhwc(const Tensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4 && t.scalar_type() == x.scalar_type(), name, " must be four-dimensional, of the dtype of x");
-  STD_TORCH_CHECK(t.numel() == 0 || dense(t, true), name, " must be channels_last");
-  return static_cast<const char*>(t.data_ptr());
-}
-
 void conv(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std::optional<Tensor> gate,
           std::optional<Tensor> residual, const Tensor& out, int64_t stride, int64_t padding, bool transposed, bool relu) {
   Job job{};
@@ -618,17 +321,6 @@ void conv(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std
   job.transposed = transposed;
   job.unfolded = job.channels < 16 && !gate && !transposed;
   run(job);
-}
-
-// Linux grants a process the tiles' registers when it asks.
-bool has_amx() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
-  for (const bool have : {__builtin_cpu_supports("avx512bf16") != 0, __builtin_cpu_supports("avx512bw") != 0,
-                          __builtin_cpu_supports("avx512dq") != 0, __builtin_cpu_supports("avx512vl") != 0})
-    if (!have) return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 }  // namespace

@@ -18,8 +18,7 @@ class Conv(nn.Conv2d):
         if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
             low = x.to(torch.bfloat16)
             if self.bias is None and self.padding_mode == "zeros" and _takes(low, low, _settings(self)):
-                weight = self.weight.to(torch.bfloat16, memory_format=torch.channels_last)
-                return _Convolution.apply(low, weight, None, None, self.stride[0], self.padding[0], False)
+                return _Convolution.apply(low, self.weight, None, None, self.stride[0], self.padding[0], False)
         return super().forward(x)
 
 
@@ -77,8 +76,9 @@ def is_plain(part: nn.Module) -> bool:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, residual, stride, padding, relu):
+        weight = weight.to(x.dtype, memory_format=torch.channels_last)
         y = ops.conv(x, weight, bias, residual=residual, stride=stride, padding=padding, relu=relu)
-        ctx.save_for_backward(x if weight.requires_grad else None, weight, y if relu else None)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, y if relu else None)
         ctx.given = stride, padding, x.shape[2:]
         return y
 
@@ -96,8 +96,6 @@ class _Convolution(torch.autograd.Function):
                 gradient, weight, gate=y, stride=stride, padding=padding, transposed=True, size=size
             )  # fmt: skip
         if of_weight:
-            found[1] = torch.ops.aten.convolution_backward(
-                gradient, x, weight, None, (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1, (False, True, False)
-            )[1]
+            found[1] = ops.conv_weights(x, gradient, torch.empty_like(weight, dtype=torch.float32), stride, padding)
         found[3] = gradient if of_residual else None
         return tuple(found)

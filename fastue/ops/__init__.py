@@ -15,6 +15,7 @@ from fastue.core.opspec import BackendError, use_backend
 from fastue.ops import apply_noise as _apply_noise
 from fastue.ops import class_step as _class_step
 from fastue.ops import conv as _conv
+from fastue.ops import conv_weights as _conv_weights
 from fastue.ops import count_correct as _count_correct
 from fastue.ops import l2_step as _l2_step
 from fastue.ops import linf_step as _linf_step
@@ -30,11 +31,11 @@ from fastue.ops._keyed import (
 
 __all__ = [
     "WEIGHTS_ATTACK", "WEIGHTS_CERTIFY", "WEIGHTS_NOISE_STEP", "WEIGHTS_STATISTICS", "WEIGHTS_TRAIN", "BackendError",
-    "apply_noise", "class_step", "conv", "conv_is_fast", "count_correct", "l2_step", "linf_step", "use_backend",
-    "weight_noise",
+    "apply_noise", "class_step", "conv", "conv_is_fast", "conv_weights", "count_correct", "l2_step", "linf_step",
+    "use_backend", "weight_noise",
 ]  # fmt: skip
 
-_ROOMS = (_apply_noise, _class_step, _conv, _count_correct, _l2_step, _linf_step, _weight_noise)
+_ROOMS = (_apply_noise, _class_step, _conv, _conv_weights, _count_correct, _l2_step, _linf_step, _weight_noise)
 
 
 def apply_noise(
@@ -205,6 +206,19 @@ def conv(
         _interleaved(x), weight.detach(), bias if bias is None else bias.detach(), _interleaved(gate),
         _interleaved(residual), out.detach(), stride, padding, transposed, relu,
     )  # fmt: skip
+    return out
+
+
+def conv_weights(
+    x: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    """out = the gradient of the weight of conv2d(x, weight, stride, padding) whose output has the gradient `grad`.
+
+    x     bfloat16 [B, C, H, W];  grad  bfloat16 [B, O, H', W'], both best channels_last
+    out   float32 [O, C, h, w], any of the two layouts, written and returned; its h and w are the kernel's
+    Sums are float32, their order does not depend on the number of threads. Errors as for conv.
+    """
+    torch.ops.fastue.conv_weights(_interleaved(x), _interleaved(grad), out.detach(), stride, padding)
     return out
 
 
