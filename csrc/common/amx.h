@@ -1,8 +1,6 @@
 // For CPUs with AMX: pictures in blocks whose rows are rows of a tile. Source rows of 32 pictures are copied into
 // blocks [row][column][channels / 32][picture][32 channels] of bf16, so that a tile is 16 pictures at one pixel: full
 // however narrow a picture is, whatever the stride.
-//
-// float32 is split into three bf16 each, x = h + m + l, exact up to rounding in the last bit.
 #pragma once
 
 #include "stable.h"
@@ -33,15 +31,13 @@ struct Job {
   const char *x, *gate, *residual, *weight;
   const float* bias;
   char* out;
-  bool f32, relu, transposed;
+  bool relu, transposed;
   int64_t batch, channels, height, width;  // of x
   int64_t out_channels, out_height, out_width;
   int64_t kh, kw, stride, padding;
   int64_t by_out, by_in, by_row, by_col;  // strides of the weight: output channel, channel of x, kernel row, column
   bool unfolded;  // few channels: a block holds the whole neighbourhood of an output, and there is one tap
 
-  int64_t size() const { return f32 ? 4 : 2; }
-  int64_t splits() const { return f32 ? 3 : 1; }
   int64_t depth() const { return unfolded ? kh * kw * channels : channels; }  // summed over, for each tap
   int64_t blocks() const { return (depth() + 31) / 32; }
   int64_t taps() const { return unfolded ? 1 : kh * kw; }
@@ -76,59 +72,18 @@ struct Buffer {
   ~Buffer() { std::free(data); }
 };
 
-struct Split {
-  __m512i h, m, l;  // of 16 numbers each, as float32 whose lower half is zero
-};
-
-FASTUE_AMX inline __m512i rounded(__m512 v) {
-  return _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16);
-}
-
-FASTUE_AMX inline Split split(__m512 v) {
-  Split s;
-  s.h = rounded(v);
-  // infinity and NaN have no remainder
-  const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps((__m512)s.h), _mm512_set1_ps(INFINITY), _CMP_LT_OQ);
-  const __m512 rest = _mm512_maskz_sub_ps(finite, v, (__m512)s.h);
-  s.m = rounded(rest);
-  s.l = rounded(_mm512_sub_ps(rest, (__m512)s.m));
-  return s;
-}
-
-// Two times 16 numbers to 32 bf16 next to each other.
-FASTUE_AMX inline __m512i narrow(__m512i low, __m512i high) {
-  const __m256i a = _mm512_cvtepi32_epi16(_mm512_srli_epi32(low, 16));
-  const __m256i b = _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16));
-  return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-}
-
-// Write `row` (32 numbers of the source, zero beyond `count`) to a plane, times (gate > 0) where there is a gate.
-FASTUE_AMX inline void copy_row(char* to, int64_t next_split, const char* row, const char* gate, int64_t count, bool f32) {
-  const uint32_t mask = count >= 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
-  if (!f32) {
-    __mmask32 keep = mask;
-    if (gate) {
-      const __m512i g = _mm512_maskz_loadu_epi16(mask, gate);
-      // > 0, or NaN of either sign: the reference multiplies by !(gate <= 0)
-      const __m512i magnitude = _mm512_and_si512(g, _mm512_set1_epi16(0x7fff));
-      keep = _mm512_mask_cmpgt_epi16_mask(mask, g, _mm512_setzero_si512()) |
-             _mm512_mask_cmpgt_epi16_mask(mask, magnitude, _mm512_set1_epi16(0x7f80));
-    }
-    _mm512_store_si512(to, _mm512_maskz_loadu_epi16(keep, row));
-    return;
+// Write `row` (32 numbers of the source, zero beyond `count`) to a row of a block, times (gate > 0) where there is a gate.
+FASTUE_AMX inline void copy_row(char* to, const char* row, const char* gate, int64_t count) {
+  const __mmask32 mask = count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
+  __mmask32 keep = mask;
+  if (gate) {
+    const __m512i g = _mm512_maskz_loadu_epi16(mask, gate);
+    // > 0, or NaN of either sign: the reference multiplies by !(gate <= 0)
+    const __m512i magnitude = _mm512_and_si512(g, _mm512_set1_epi16(0x7fff));
+    keep = _mm512_mask_cmpgt_epi16_mask(mask, g, _mm512_setzero_si512()) |
+           _mm512_mask_cmpgt_epi16_mask(mask, magnitude, _mm512_set1_epi16(0x7f80));
   }
-  Split parts[2];
-  for (int half = 0; half < 2; ++half) {
-    __mmask16 keep = static_cast<__mmask16>(mask >> (16 * half));
-    if (gate) {
-      const __m512 g = _mm512_maskz_loadu_ps(keep, gate + 64 * half);
-      keep = _mm512_mask_cmp_ps_mask(keep, g, _mm512_setzero_ps(), _CMP_NLE_UQ);
-    }
-    parts[half] = split(_mm512_maskz_loadu_ps(keep, row + 64 * half));
-  }
-  _mm512_store_si512(to, narrow(parts[0].h, parts[1].h));
-  _mm512_store_si512(to + next_split, narrow(parts[0].m, parts[1].m));
-  _mm512_store_si512(to + 2 * next_split, narrow(parts[0].l, parts[1].l));
+  _mm512_store_si512(to, _mm512_maskz_loadu_epi16(keep, row));
 }
 
 // The pictures and output rows that a thread works on, and its ring of source rows: row r lies at slot r % ring.
@@ -140,16 +95,15 @@ struct Work {
 };
 
 inline int64_t pixel_bytes(const Job& job, const Work& work) { return job.blocks() * work.quads * kBlockBytes; }
-inline int64_t split_bytes(const Job& job, const Work& work) { return work.ring * job.cols() * pixel_bytes(job, work); }
+inline int64_t blocks_bytes(const Job& job, const Work& work) { return work.ring * job.cols() * pixel_bytes(job, work); }
 
 // Pixels whose blocks stay in the L1 cache while the pictures are gone through.
 inline int64_t pixels_near(const Job& job, const Work& work) {
-  return std::max<int64_t>(1, (int64_t{16} << 10) / (pixel_bytes(job, work) * job.splits()));
+  return std::max<int64_t>(1, (int64_t{16} << 10) / pixel_bytes(job, work));
 }
 
 FASTUE_AMX inline void fill_row(const Job& job, const Work& work, int64_t row) {
-  const int64_t size = job.size(), pixel = job.channels * size, per_pixel = pixel_bytes(job, work);
-  const int64_t next_split = split_bytes(job, work), blocks = job.blocks();
+  const int64_t pixel = job.channels * 2, per_pixel = pixel_bytes(job, work), blocks = job.blocks();
   const int64_t bytes = job.height * job.width * pixel, near = pixels_near(job, work);
   for (int64_t first = 0; first < job.width; first += near)
     for (int64_t g = 0; g < work.pictures; ++g) {
@@ -159,30 +113,30 @@ FASTUE_AMX inline void fill_row(const Job& job, const Work& work, int64_t row) {
       const char* gate = job.gate ? job.gate + offset : nullptr;
       for (int64_t c = std::min(near, job.width - first); c > 0; --c, to += per_pixel, from += pixel, gate += gate ? pixel : 0)
         for (int64_t b = 0; b < blocks; ++b)
-          copy_row(to + b * work.quads * kBlockBytes, next_split, from + 32 * b * size, gate ? gate + 32 * b * size : nullptr,
-                   job.channels - 32 * b, job.f32);
+          copy_row(to + b * work.quads * kBlockBytes, from + b * kRowBytes, gate ? gate + b * kRowBytes : nullptr,
+                   job.channels - 32 * b);
     }
 }
 
 // The same for an unfolded job: output pixel by output pixel its neighbourhood. `padded` has room for the kh source rows
-// of each picture with their margins. A vector, 32 bf16 or 16 float32, is put together from pieces of those rows.
+// of each picture with their margins. 32 numbers are put together from pieces of those rows.
 struct Piece {
   int64_t offset;  // in `padded`, of what would be the vector's first lane for the first output pixel
   uint32_t lanes;
 };
 
 FASTUE_AMX inline void fill_unfolded(const Job& job, const Work& work, int64_t row, char* padded) {
-  const int64_t size = job.size(), pixel = job.channels * size, run = job.kw * job.channels, margin = job.padding * pixel;
+  const int64_t pixel = job.channels * 2, run = job.kw * job.channels, margin = job.padding * pixel;
   const int64_t width = job.width * pixel, pitch = width + 2 * margin, step = job.stride * pixel;
-  const int64_t per_pixel = pixel_bytes(job, work), next_split = split_bytes(job, work), lanes = job.f32 ? 16 : 32;
+  const int64_t per_pixel = pixel_bytes(job, work);
   std::vector<Piece> pieces;
   std::vector<size_t> ends;
-  for (int64_t first = 0; first < 32 * job.blocks(); first += lanes) {
+  for (int64_t first = 0; first < 32 * job.blocks(); first += 32) {
     for (int64_t i = 0; i < job.kh; ++i) {
-      const int64_t from = std::max(first, i * run), to = std::min(first + lanes, (i + 1) * run);
+      const int64_t from = std::max(first, i * run), to = std::min(first + 32, (i + 1) * run);
       if (from >= to) continue;
       const uint64_t mask = ((uint64_t{1} << (to - from)) - 1) << (from - first);
-      pieces.push_back({i * pitch + (first - i * run) * size, static_cast<uint32_t>(mask)});
+      pieces.push_back({i * pitch + (first - i * run) * 2, static_cast<uint32_t>(mask)});
     }
     ends.push_back(pieces.size());
   }
@@ -208,21 +162,9 @@ FASTUE_AMX inline void fill_unfolded(const Job& job, const Work& work, int64_t r
       for (int64_t c = std::min(near, job.out_width - first); c > 0; --c, to += per_pixel, hood += step) {
         size_t k = 0;
         for (int64_t b = 0; b < blocks; ++b) {
-          char* block = to + b * work.quads * kBlockBytes;
-          if (!job.f32) {
-            __m512i v = _mm512_setzero_si512();
-            for (; k < end[b]; ++k) v = _mm512_mask_loadu_epi16(v, all[k].lanes, hood + all[k].offset);
-            _mm512_store_si512(block, v);
-            continue;
-          }
-          __m512 v[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-          for (int half = 0; half < 2; ++half)
-            for (; k < end[2 * b + half]; ++k)
-              v[half] = _mm512_mask_loadu_ps(v[half], static_cast<__mmask16>(all[k].lanes), hood + all[k].offset);
-          const Split low = split(v[0]), high = split(v[1]);
-          _mm512_store_si512(block, narrow(low.h, high.h));
-          _mm512_store_si512(block + next_split, narrow(low.m, high.m));
-          _mm512_store_si512(block + 2 * next_split, narrow(low.l, high.l));
+          __m512i v = _mm512_setzero_si512();
+          for (; k < end[b]; ++k) v = _mm512_mask_loadu_epi16(v, all[k].lanes, hood + all[k].offset);
+          _mm512_store_si512(to + b * work.quads * kBlockBytes, v);
         }
       }
     }

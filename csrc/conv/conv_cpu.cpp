@@ -5,10 +5,6 @@
 // rows stay in the L2 cache while all output channels are computed from them, 32 at a time; taps that fall on the padding
 // are left out. The ReLU's derivative is applied while blocks are filled. A convolution, and the gradient of one with
 // respect to its input, differ in which source pixel a tap takes; nothing else here knows which it is.
-//
-// Of float32 factors, split into three bf16 each, six of the nine products are summed: what is left out is below
-// float32's own rounding (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For
-// Higher-Precision Computations, 2019).
 #include "../common/amx.h"
 
 #if defined(FASTUE_X86_CLONES)
@@ -17,8 +13,8 @@ namespace fastue {
 namespace {
 
 // 16 output channels from `n` on and 32 inputs from `k` on, as the right factor of a tile product: pairs of inputs.
-FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, char* to, int64_t next_split) {
-  const int64_t size = job.size(), depth = job.depth();
+FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, char* to) {
+  const int64_t depth = job.depth();
   const int64_t i = tap / job.kw, j = tap % job.kw;
   const int64_t outs = std::min<int64_t>(job.out_channels - n, 16);
   const __mmask16 lanes = static_cast<__mmask16>((1u << outs) - 1);
@@ -27,10 +23,8 @@ FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, cha
     const int64_t place = input / job.channels;
     return n * job.by_out + input % job.channels * job.by_in + place / job.kw * job.by_row + place % job.kw * job.by_col;
   };
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i offsets = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(job.by_out * size)));
   const __m512i zero = _mm512_setzero_si512();
-  if (!job.f32 && job.by_in == 1 && !job.unfolded) {
+  if (job.by_in == 1 && !job.unfolded) {
     const __mmask32 live = depth - k >= 32 ? ~__mmask32{0} : (__mmask32{1} << (depth - k)) - 1;
     __m512i rows[16];
     for (int64_t o = 0; o < 16; ++o)
@@ -41,14 +35,7 @@ FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, cha
   }
   for (int64_t row = 0; row < 16; ++row, to += kRowBytes) {
     const int64_t k0 = k + 2 * row, k1 = k0 + 1;
-    if (job.f32) {
-      const __m512i a = k0 < depth ? _mm512_mask_i32gather_epi32(zero, lanes, offsets, job.weight + 4 * at(k0), 1) : zero;
-      const __m512i b = k1 < depth ? _mm512_mask_i32gather_epi32(zero, lanes, offsets, job.weight + 4 * at(k1), 1) : zero;
-      const Split first = split((__m512)a), second = split((__m512)b);
-      _mm512_store_si512(to, _mm512_or_si512(_mm512_srli_epi32(first.h, 16), second.h));
-      _mm512_store_si512(to + next_split, _mm512_or_si512(_mm512_srli_epi32(first.m, 16), second.m));
-      _mm512_store_si512(to + 2 * next_split, _mm512_or_si512(_mm512_srli_epi32(first.l, 16), second.l));
-    } else if (k1 < depth && job.by_out == 1) {
+    if (k1 < depth && job.by_out == 1) {
       const __m256i a = _mm256_maskz_loadu_epi16(lanes, job.weight + 2 * at(k0));
       const __m256i b = _mm256_maskz_loadu_epi16(lanes, job.weight + 2 * at(k1));
       _mm512_store_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
@@ -63,7 +50,7 @@ FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, cha
   }
 }
 
-// The right factor of 32 output channels is a panel: for each 32 inputs, tap and split a tile of 16 outputs, or two.
+// The right factor of 32 output channels is a panel: for each 32 inputs and tap a tile of 16 outputs, or two.
 struct Panels {
   int64_t steps, bytes;  // of a panel with two tiles a step
 };
@@ -74,24 +61,12 @@ struct Tap {
   int64_t left, right;  // offsets of its first step in the blocks and in a panel
 };
 
-#define FASTUE_LEFT(pointer) \
-  _tile_loadd(4, (pointer), kRowBytes); \
-  if constexpr (kLeft == 2) _tile_loadd(5, (pointer) + kTileBytes, kRowBytes);
-#define FASTUE_RIGHT(pointer) \
-  _tile_loadd(6, (pointer), kRowBytes); \
-  if constexpr (kRight == 2) _tile_loadd(7, (pointer) + kTileBytes, kRowBytes);
-#define FASTUE_MULTIPLY() \
-  _tile_dpbf16ps(0, 4, 6); \
-  if constexpr (kLeft == 2) _tile_dpbf16ps(2, 5, 6); \
-  if constexpr (kRight == 2) _tile_dpbf16ps(1, 4, 7); \
-  if constexpr (kLeft == 2 && kRight == 2) _tile_dpbf16ps(3, 5, 7);
-
 // sums [2][2][16][16]: the products of one output pixel of kLeft x 16 pictures with kRight x 16 channels.
-template <int kLeft, int kRight, bool kF32>
-FASTUE_AMX void multiply(const Job& job, const char* left, int64_t left_step, int64_t split, const char* right,
+template <int kLeft, int kRight>
+FASTUE_AMX void multiply(const Job& job, const char* left, int64_t left_step, const char* right,
                          const Tap* taps, const Tap* end, float* sums) {
   constexpr int64_t kStep = kRight * kTileBytes;
-  const int64_t right_step = job.taps() * (kF32 ? 3 : 1) * kStep;
+  const int64_t right_step = job.taps() * kStep;
   memory_is_read();
   _tile_zero(0);
   _tile_zero(1);
@@ -100,23 +75,14 @@ FASTUE_AMX void multiply(const Job& job, const char* left, int64_t left_step, in
   for (int64_t b = job.blocks(); b > 0; --b, left += left_step, right += right_step)
     for (const Tap* tap = taps; tap < end; ++tap) {
       const char *l = left + tap->left, *r = right + tap->right * kStep;
-      FASTUE_LEFT(l)
-      if constexpr (kF32) {
-        FASTUE_RIGHT(r + 2 * kStep)
-        FASTUE_MULTIPLY()  // h l
-        FASTUE_RIGHT(r + kStep)
-        FASTUE_MULTIPLY()  // h m
-        FASTUE_LEFT(l + split)
-        FASTUE_MULTIPLY()  // m m
-        FASTUE_RIGHT(r)
-        FASTUE_MULTIPLY()  // m h
-        FASTUE_LEFT(l + 2 * split)
-        FASTUE_MULTIPLY()  // l h
-        FASTUE_LEFT(l)
-      } else {
-        FASTUE_RIGHT(r)
-      }
-      FASTUE_MULTIPLY()
+      _tile_loadd(4, l, kRowBytes);
+      _tile_loadd(6, r, kRowBytes);
+      if constexpr (kLeft == 2) _tile_loadd(5, l + kTileBytes, kRowBytes);
+      if constexpr (kRight == 2) _tile_loadd(7, r + kTileBytes, kRowBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (kLeft == 2) _tile_dpbf16ps(2, 5, 6);
+      if constexpr (kRight == 2) _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kLeft == 2 && kRight == 2) _tile_dpbf16ps(3, 5, 7);
     }
   _tile_stored(0, sums, kRowBytes);
   if constexpr (kRight == 2) _tile_stored(1, sums + 256, kRowBytes);
@@ -136,45 +102,32 @@ FASTUE_AMX void write_sums(const Job& job, const float* sums, int64_t picture, i
     bias0 = _mm512_maskz_loadu_ps(low, job.bias + channel);
     bias1 = _mm512_maskz_loadu_ps(high, job.bias + channel + 16);
   }
-  const int64_t next = job.out_height * job.out_width * job.out_channels * job.size();
-  int64_t offset = picture * next + (pixel * job.out_channels + channel) * job.size();
+  const int64_t next = job.out_height * job.out_width * job.out_channels * 2;
+  int64_t offset = picture * next + (pixel * job.out_channels + channel) * 2;
   for (int64_t i = 0; i < pictures; ++i, offset += next) {
     const float* sum = sums + i / 16 * 512 + i % 16 * 16;
     __m512 a = _mm512_add_ps(_mm512_load_ps(sum), bias0), b = _mm512_add_ps(_mm512_load_ps(sum + 256), bias1);
     if (job.residual) {
-      const char* from = job.residual + offset;
-      if (job.f32) {
-        a = _mm512_add_ps(a, _mm512_maskz_loadu_ps(low, from));
-        b = _mm512_add_ps(b, _mm512_maskz_loadu_ps(high, from + 64));
-      } else {
-        const __m512i r = _mm512_maskz_loadu_epi16(mask, from);
-        a = _mm512_add_ps(a, _mm512_cvtpbh_ps((__m256bh)_mm512_castsi512_si256(r)));
-        b = _mm512_add_ps(b, _mm512_cvtpbh_ps((__m256bh)_mm512_extracti64x4_epi64(r, 1)));
-      }
+      const __m512i r = _mm512_maskz_loadu_epi16(mask, job.residual + offset);
+      a = _mm512_add_ps(a, _mm512_cvtpbh_ps((__m256bh)_mm512_castsi512_si256(r)));
+      b = _mm512_add_ps(b, _mm512_cvtpbh_ps((__m256bh)_mm512_extracti64x4_epi64(r, 1)));
     }
     if (job.relu) {  // the second operand where one is NaN
       a = _mm512_max_ps(zero, a);
       b = _mm512_max_ps(zero, b);
     }
-    char* to = job.out + offset;
-    if (job.f32) {
-      _mm512_mask_storeu_ps(to, low, a);
-      _mm512_mask_storeu_ps(to + 64, high, b);
-    } else {
-      _mm512_mask_storeu_epi16(to, mask, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-    }
+    _mm512_mask_storeu_epi16(job.out + offset, mask, (__m512i)_mm512_cvtne2ps_pbh(b, a));
   }
 }
 
-template <bool kF32>
 FASTUE_AMX void multiply_any(int64_t pictures, int64_t tiles, const Job& job, const char* left, int64_t left_step,
-                             int64_t split, const char* right, const Tap* taps, const Tap* end, float* sums) {
+                             const char* right, const Tap* taps, const Tap* end, float* sums) {
   if (pictures > 16) {
-    tiles == 2 ? multiply<2, 2, kF32>(job, left, left_step, split, right, taps, end, sums)
-               : multiply<2, 1, kF32>(job, left, left_step, split, right, taps, end, sums);
+    tiles == 2 ? multiply<2, 2>(job, left, left_step, right, taps, end, sums)
+               : multiply<2, 1>(job, left, left_step, right, taps, end, sums);
   } else {
-    tiles == 2 ? multiply<1, 2, kF32>(job, left, left_step, split, right, taps, end, sums)
-               : multiply<1, 1, kF32>(job, left, left_step, split, right, taps, end, sums);
+    tiles == 2 ? multiply<1, 2>(job, left, left_step, right, taps, end, sums)
+               : multiply<1, 1>(job, left, left_step, right, taps, end, sums);
   }
 }
 
@@ -183,7 +136,7 @@ FASTUE_AMX void run_rows(const Job& job, const Panels& panels, const char* packe
                          int64_t last, int64_t band, char* padded) {
   std::vector<Tap> taps;
   std::vector<size_t> ends;  // of the taps of each output pixel of a band
-  const int64_t per_pixel = pixel_bytes(job, work), split = split_bytes(job, work), left_step = work.quads * kBlockBytes;
+  const int64_t per_pixel = pixel_bytes(job, work), left_step = work.quads * kBlockBytes;
   int64_t filled = 0;  // source rows up to this one have been
   alignas(64) float sums[4 * 256] = {};
   for (int64_t top = first; top < last; top += band) {
@@ -202,7 +155,7 @@ FASTUE_AMX void run_rows(const Job& job, const Panels& panels, const char* packe
           const int64_t row = job.source(h, i, job.height);
           for (int64_t j = 0; j < job.kw && row >= 0; ++j) {
             const int64_t col = job.source(w, j, job.width);
-            if (col >= 0) taps.push_back({(work.slot(row) * job.cols() + col) * per_pixel, (i * job.kw + j) * job.splits()});
+            if (col >= 0) taps.push_back({(work.slot(row) * job.cols() + col) * per_pixel, i * job.kw + j});
           }
         }
         ends.push_back(taps.size());
@@ -216,8 +169,7 @@ FASTUE_AMX void run_rows(const Job& job, const Panels& panels, const char* packe
         for (int64_t done = 0; done < work.pictures; done += kPictures) {
           const int64_t pictures = std::min(kPictures, work.pictures - done);
           const char* left = work.blocks + done * kRowBytes;
-          job.f32 ? multiply_any<true>(pictures, tiles, job, left, left_step, split, right, begin, end, sums)
-                  : multiply_any<false>(pictures, tiles, job, left, left_step, split, right, begin, end, sums);
+          multiply_any(pictures, tiles, job, left, left_step, right, begin, end, sums);
           write_sums(job, sums, work.picture + done, pictures, top * job.out_width + static_cast<int64_t>(p), 32 * panel);
         }
       }
@@ -230,20 +182,20 @@ void run(const Job& job) {
   Panels panels;
   const int64_t taps = job.taps(), count = up(job.out_channels, 32);
   panels.steps = taps * job.blocks();
-  panels.bytes = panels.steps * job.splits() * 2 * kTileBytes;
+  panels.bytes = panels.steps * 2 * kTileBytes;
   char* packed = packed_memory.get(count * panels.bytes);
   torch::stable::parallel_for(0, count * panels.steps, 16, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t panel = k / panels.steps, step = k % panels.steps, tiles = tiles_of(job, panel);
-      char* to = packed + panel * panels.bytes + step * job.splits() * tiles * kTileBytes;
+      char* to = packed + panel * panels.bytes + step * tiles * kTileBytes;
       for (int64_t t = 0; t < tiles; ++t)
-        pack_tile(job, step % taps, 32 * panel + 16 * t, step / taps * 32, to + t * kTileBytes, tiles * kTileBytes);
+        pack_tile(job, step % taps, 32 * panel + 16 * t, step / taps * 32, to + t * kTileBytes);
     }
   });
 
   // Pictures in groups, output rows in as many segments as keep all threads busy, and those in bands.
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
-  const int64_t row_bytes = job.cols() * job.blocks() * kBlockBytes * job.splits();  // of 32 pictures
+  const int64_t row_bytes = job.cols() * job.blocks() * kBlockBytes;  // of 32 pictures
   const int64_t all_rows = source_rows(job, 0, job.out_height).last;
   const int64_t all = up(job.batch, kPictures), room = kBlocksBytes / std::max<int64_t>(1, row_bytes * all_rows);
   const int64_t quads = std::clamp<int64_t>(room, 1, up(all, threads)), groups = up(all, quads);
@@ -265,8 +217,8 @@ void run(const Job& job) {
     for (int64_t k = begin; k < end; ++k) {
       Work work{k / segments * quads * kPictures, 0, quads, ring, nullptr};
       work.pictures = std::min(quads * kPictures, job.batch - work.picture);
-      const int64_t bytes = job.splits() * split_bytes(job, work);
-      work.blocks = blocks_memory.get(bytes + quads * kPictures * job.kh * (job.width + 2 * job.padding) * job.channels * job.size());
+      const int64_t bytes = blocks_bytes(job, work);
+      work.blocks = blocks_memory.get(bytes + quads * kPictures * job.kh * (job.width + 2 * job.padding) * job.channels * 2);
       const int64_t first = k % segments * rows;
       run_rows(job, panels, packed, work, first, std::min(first + rows, job.out_height), band, work.blocks + bytes);
     }
@@ -277,9 +229,7 @@ void conv(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std
           std::optional<Tensor> residual, const Tensor& out, int64_t stride, int64_t padding, bool transposed, bool relu) {
   Job job{};
   job.x = nhwc(x, x, "x");
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                  "x must be float32 or bfloat16");
-  job.f32 = x.scalar_type() == ScalarType::Float;
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be bfloat16");
   job.out = const_cast<char*>(nhwc(out, x, "out"));
   const auto same = [](const Tensor& a, const Tensor& b) {
     for (int d = 0; d < 4; ++d)

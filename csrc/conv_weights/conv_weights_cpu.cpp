@@ -146,8 +146,8 @@ void conv_weights(const Tensor& x, const Tensor& grad, const Tensor& out, int64_
     Work left{picture, std::min(quads * kPictures, job.batch - picture), quads, ring, nullptr};
     Work right = left;
     right.ring = band;
-    left.blocks = left_memory.get(split_bytes(job, left));
-    right.blocks = right_memory.get(split_bytes(of_grad, right));
+    left.blocks = left_memory.get(blocks_bytes(job, left));
+    right.blocks = right_memory.get(blocks_bytes(of_grad, right));
     int64_t filled = 0;
     for (int64_t top = 0; top < job.out_height; top += band) {
       const int64_t bottom = std::min(top + band, job.out_height);

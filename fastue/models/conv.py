@@ -1,6 +1,7 @@
-"""Convolutions of the networks here: the same modules everywhere, fast where a CPU has AMX (fastue.ops.conv).
+"""Convolutions of the networks here: the same modules everywhere, fast on CPUs.
 
-For weights that stand still BatchNorm, ReLU and the sum of a residual block are part of the convolution.
+In bf16 on a CPU with AMX they are fastue.ops.conv. For weights that stand still BatchNorm, ReLU and the sum of a
+residual block are part of the convolution: of ours, or in float32 of oneDNN's.
 """
 
 import torch
@@ -18,7 +19,7 @@ class Conv(nn.Conv2d):
         if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
             low = x.to(torch.bfloat16)
             if self.bias is None and self.padding_mode == "zeros" and _takes(low, low, _settings(self)):
-                return _Convolution.apply(low, self.weight, None, None, self.stride[0], self.padding[0], False)
+                return _Convolution.apply(low, self.weight, None, None, _settings(self), False, True)
         return super().forward(x)
 
 
@@ -38,9 +39,9 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool | None = None) -> Tensor:
         relu = self.relu if relu is None else relu
-        if _takes(x, self.weight, self.settings):
-            stride, padding = self.settings[0][0], self.settings[1][0]
-            return _Convolution.apply(x, self.weight, self.bias, residual, stride, padding, relu)
+        own = _takes(x, self.weight, self.settings)
+        if own or _onednn_takes(x, self.settings, residual):
+            return _Convolution.apply(x, self.weight, self.bias, residual, self.settings, relu, own)
         y = F.conv2d(x, self.weight, self.bias.to(x.dtype), *self.settings)
         if residual is not None:
             y += residual
@@ -73,28 +74,62 @@ def is_plain(part: nn.Module) -> bool:
     return type(part) in (nn.Conv2d, Conv) and part.padding_mode == "zeros"
 
 
+def _onednn_takes(x: Tensor, settings: tuple, residual: Tensor | None) -> bool:
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
+        return False  # the compiler fuses by itself
+    if isinstance(settings[1], str) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    if x.dtype == torch.bfloat16:  # torch 2.13 raises an internal error for some bf16 sums
+        return residual is None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.dtype == torch.float32
+
+
+def _onednn(x, weight, bias, residual, settings, relu):
+    stride, padding, dilation, groups = settings
+    bias = bias.to(x.dtype)
+    if residual is None:
+        end = "relu" if relu else "none"
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, padding, stride, dilation, groups, end, [], ""
+        )  # fmt: skip
+    end = "relu" if relu else None
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x, residual, weight, bias, padding, stride, dilation, groups, "add", 1.0, end, [], ""
+    )
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, stride, padding, relu):
-        weight = weight.to(x.dtype, memory_format=torch.channels_last)
-        y = ops.conv(x, weight, bias, residual=residual, stride=stride, padding=padding, relu=relu)
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, y if relu else None)
-        ctx.given = stride, padding, x.shape[2:]
+    def forward(ctx, x, weight, bias, residual, settings, relu, own):
+        (stride, *_), (padding, *_), _, _ = settings
+        if own:
+            weight = weight.to(x.dtype, memory_format=torch.channels_last)
+            y = ops.conv(x, weight, bias, residual=residual, stride=stride, padding=padding, relu=relu)
+        else:
+            y = _onednn(x, weight, bias, residual, settings, relu)
+        kept = x if ctx.needs_input_grad[1] or not own else None
+        ctx.save_for_backward(kept, weight, y if relu else None)
+        ctx.given = settings, own, x.shape[2:]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         x, weight, y = ctx.saved_tensors
-        stride, padding, size = ctx.given
+        settings, own, size = ctx.given
+        (stride, *_), (padding, *_), _, groups = settings
         of_x, of_weight, _, of_residual = ctx.needs_input_grad[:4]
-        if y is not None and (of_weight or of_residual):
+        if y is not None and (of_weight or of_residual or not own):
             gradient, y = torch.ops.aten.threshold_backward(gradient, y, 0), None
         found: list = [None] * 7
-        if of_x:
+        if of_x and own:
             found[0] = ops.conv(
                 gradient, weight, gate=y, stride=stride, padding=padding, transposed=True, size=size
             )  # fmt: skip
+        elif of_x:
+            found[0] = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, *settings[:3], False, (0, 0), groups, (True, False, False)
+            )[0]
         if of_weight:
             found[1] = ops.conv_weights(x, gradient, torch.empty_like(weight, dtype=torch.float32), stride, padding)
         found[3] = gradient if of_residual else None

@@ -184,14 +184,13 @@ def conv(
     conv_transpose2d, which turns the gradient of a convolution's output into that of its input. `gate` is then the
     convolution's output after its ReLU: the ReLU's own backward.
 
-    x         float32 or bfloat16 [B, C, H, W], channels_last, as are gate, residual and out
-    weight    [O, C, h, w], with `transposed` [C, O, h, w]: in both cases the convolution's own; of the dtype of x
+    x         bfloat16 [B, C, H, W], best channels_last, as are gate, residual and out
+    weight    [O, C, h, w], with `transposed` [C, O, h, w]: in both cases the convolution's own; bfloat16
     bias      float32 [O];  gate  as x;  residual  as out
     out       [B, O, H', W'] to write instead of a new tensor
     stride, padding  the convolution's, the same in both directions
     size      with `transposed` and without `out`: (H', W'), the size of the convolution's input
-    Sums are float32, rounded once. On CPUs with AMX each float32 product is six of bfloat16, together as exact as
-    float32's own; there an infinite x gives NaN, and numbers below 1e-38 count as zero.
+    Sums are float32, rounded once; kernels may take numbers below 1e-38 for zero. Not differentiable.
     Errors: ValueError, TypeError (RuntimeError from compiled code) for wrong shapes, dtypes and layouts.
     """
     if out is None:
@@ -225,7 +224,9 @@ def conv_weights(
 def conv_is_fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `conv` has a kernel for these tensors here, and the user has not asked for another backend."""
     wanted = opspec.chosen_backend()
-    return any(wanted in ("auto", b.name) and not _conv.OP.why_not(b, (x, weight)) for b in _conv.OP.backends)
+    return x.dtype == torch.bfloat16 and any(
+        wanted in ("auto", b.name) and not _conv.OP.why_not(b, (x, weight)) for b in _conv.OP.backends
+    )
 
 
 def weight_noise(
