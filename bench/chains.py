@@ -1,4 +1,4 @@
-"""What people run today, in our own words: the chains of eager PyTorch calls that the ops replace, on float32.
+"""What people run today, in our own words: the chains of eager PyTorch calls that the ops replace.
 
 Each takes an op's benchmark arguments, does once what such a loop does once, and returns the step that is timed.
 """
@@ -92,3 +92,23 @@ def count_correct(logits, y, counts, slot) -> Callable[[], torch.Tensor]:
         return logits
 
     return run
+
+
+def conv(x, weight, bias, gate, residual, out, stride, padding, transposed, relu) -> Callable[[], torch.Tensor]:
+    """torch's own convolution, oneDNN's, with the ReLU behind it, or what autograd calls for the gradient of its input."""
+    sizes = (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1
+
+    def run():
+        if transposed:
+            return torch.ops.aten.convolution_backward(x, out, weight, None, *sizes, (True, False, False))[0]
+        y = torch.nn.functional.conv2d(x, weight, None, stride, padding)
+        return torch.relu_(y) if relu else y
+
+    return run
+
+
+def conv_weights(x, grad, out, stride, padding) -> Callable[[], torch.Tensor]:
+    """What autograd calls, oneDNN's."""
+    weight = out.to(x.dtype, memory_format=torch.channels_last)
+    sizes = (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1
+    return lambda: torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes, (False, True, False))[1]

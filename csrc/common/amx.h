@@ -72,7 +72,7 @@ struct Buffer {
   ~Buffer() { std::free(data); }
 };
 
-// Write `row` (32 numbers of the source, zero beyond `count`) to a row of a block, times (gate > 0) where there is a gate.
+// Write `row` (32 numbers of the source, zero beyond `count`) to a row of a block, times (gate > 0) if there is a gate.
 FASTUE_AMX inline void copy_row(char* to, const char* row, const char* gate, int64_t count) {
   const __mmask32 mask = count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
   __mmask32 keep = mask;
@@ -88,14 +88,21 @@ FASTUE_AMX inline void copy_row(char* to, const char* row, const char* gate, int
 
 // The pictures and output rows that a thread works on, and its ring of source rows: row r lies at slot r % ring.
 struct Work {
-  int64_t picture, pictures, quads;  // `pictures` in `quads` blocks of 32 for each pixel
+  int64_t picture, pictures, sets;  // from `picture` on, in sets of 32: a pixel has `sets` blocks for each 32 channels
   int64_t ring;
   char* blocks;
   int64_t slot(int64_t row) const { return row % ring; }
 };
 
-inline int64_t pixel_bytes(const Job& job, const Work& work) { return job.blocks() * work.quads * kBlockBytes; }
-inline int64_t blocks_bytes(const Job& job, const Work& work) { return work.ring * job.cols() * pixel_bytes(job, work); }
+inline int64_t pixel_bytes(const Job& job, const Work& work) { return job.blocks() * work.sets * kBlockBytes; }
+inline int64_t blocks_bytes(const Job& job, const Work& work) {
+  return work.ring * job.cols() * pixel_bytes(job, work);
+}
+
+// Room that fill_unfolded needs.
+inline int64_t padded_bytes(const Job& job, const Work& work) {
+  return work.pictures * job.kh * (job.width + 2 * job.padding) * job.channels * 2;
+}
 
 // Pixels whose blocks stay in the L1 cache while the pictures are gone through.
 inline int64_t pixels_near(const Job& job, const Work& work) {
@@ -111,15 +118,16 @@ FASTUE_AMX inline void fill_row(const Job& job, const Work& work, int64_t row) {
       const int64_t offset = (work.picture + g) * bytes + (row * job.width + first) * pixel;
       const char* from = job.x + offset;
       const char* gate = job.gate ? job.gate + offset : nullptr;
-      for (int64_t c = std::min(near, job.width - first); c > 0; --c, to += per_pixel, from += pixel, gate += gate ? pixel : 0)
+      const int64_t count = std::min(near, job.width - first), gate_pixel = gate ? pixel : 0;
+      for (int64_t c = 0; c < count; ++c, to += per_pixel, from += pixel, gate += gate_pixel)
         for (int64_t b = 0; b < blocks; ++b)
-          copy_row(to + b * work.quads * kBlockBytes, from + b * kRowBytes, gate ? gate + b * kRowBytes : nullptr,
+          copy_row(to + b * work.sets * kBlockBytes, from + b * kRowBytes, gate ? gate + b * kRowBytes : nullptr,
                    job.channels - 32 * b);
     }
 }
 
-// The same for an unfolded job: output pixel by output pixel its neighbourhood. `padded` has room for the kh source rows
-// of each picture with their margins. 32 numbers are put together from pieces of those rows.
+// The same for an unfolded job: output pixel by output pixel its neighbourhood. `padded` has room for the kh source
+// rows of each picture with their margins. 32 numbers are put together from pieces of those rows.
 struct Piece {
   int64_t offset;  // in `padded`, of what would be the vector's first lane for the first output pixel
   uint32_t lanes;
@@ -164,7 +172,7 @@ FASTUE_AMX inline void fill_unfolded(const Job& job, const Work& work, int64_t r
         for (int64_t b = 0; b < blocks; ++b) {
           __m512i v = _mm512_setzero_si512();
           for (; k < end[b]; ++k) v = _mm512_mask_loadu_epi16(v, all[k].lanes, hood + all[k].offset);
-          _mm512_store_si512(to + b * work.quads * kBlockBytes, v);
+          _mm512_store_si512(to + b * work.sets * kBlockBytes, v);
         }
       }
     }
@@ -244,7 +252,7 @@ struct UseTiles {
 };
 
 inline const char* nhwc(const Tensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4 && t.scalar_type() == x.scalar_type(), name, " must be four-dimensional, of the dtype of x");
+  STD_TORCH_CHECK(t.dim() == 4 && t.scalar_type() == x.scalar_type(), name, " must be 4-dimensional, of the dtype of x");
   STD_TORCH_CHECK(t.numel() == 0 || dense(t, true), name, " must be channels_last");
   return static_cast<const char*>(t.data_ptr());
 }

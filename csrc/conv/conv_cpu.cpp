@@ -1,10 +1,10 @@
 // conv on CPUs with AMX: an implicit matrix product on 16 x 16 tiles, for NHWC tensors. The definition is
 // fastue/ops/conv/reference.py.
 //
-// The left factor of a tile product is 16 pictures at one pixel, 32 channels of each (../common/amx.h). The blocks of some
-// rows stay in the L2 cache while all output channels are computed from them, 32 at a time; taps that fall on the padding
-// are left out. The ReLU's derivative is applied while blocks are filled. A convolution, and the gradient of one with
-// respect to its input, differ in which source pixel a tap takes; nothing else here knows which it is.
+// The left factor of a tile product is 16 pictures at one pixel, 32 channels of each (../common/amx.h). The blocks of
+// some rows stay in the L2 cache while all output channels are computed from them, 32 at a time; taps that fall on the
+// padding are left out. The ReLU's derivative is applied while blocks are filled. A convolution, and the gradient of
+// one with respect to its input, differ in which source pixel a tap takes; nothing else here knows which it is.
 #include "../common/amx.h"
 
 #if defined(FASTUE_X86_CLONES)
@@ -21,7 +21,8 @@ FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, cha
   const auto at = [&](int64_t input) {  // in elements
     if (!job.unfolded) return n * job.by_out + input * job.by_in + i * job.by_row + j * job.by_col;
     const int64_t place = input / job.channels;
-    return n * job.by_out + input % job.channels * job.by_in + place / job.kw * job.by_row + place % job.kw * job.by_col;
+    return n * job.by_out + input % job.channels * job.by_in + place / job.kw * job.by_row +
+           place % job.kw * job.by_col;
   };
   const __m512i zero = _mm512_setzero_si512();
   if (job.by_in == 1 && !job.unfolded) {
@@ -38,7 +39,8 @@ FASTUE_AMX void pack_tile(const Job& job, int64_t tap, int64_t n, int64_t k, cha
     if (k1 < depth && job.by_out == 1) {
       const __m256i a = _mm256_maskz_loadu_epi16(lanes, job.weight + 2 * at(k0));
       const __m256i b = _mm256_maskz_loadu_epi16(lanes, job.weight + 2 * at(k1));
-      _mm512_store_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
+      const __m512i second = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
+      _mm512_store_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(a), second));
     } else {
       alignas(64) uint16_t pairs[32] = {};
       for (int64_t o = 0; o < outs; ++o) {
@@ -92,7 +94,8 @@ FASTUE_AMX void multiply(const Job& job, const char* left, int64_t left_step, co
 }
 
 // Bias, residual, ReLU and rounding of the sums of one pixel, 32 channels from `channel` on, of `pictures` pictures.
-FASTUE_AMX void write_sums(const Job& job, const float* sums, int64_t picture, int64_t pictures, int64_t pixel, int64_t channel) {
+FASTUE_AMX void write_sums(const Job& job, const float* sums, int64_t picture, int64_t pictures, int64_t pixel,
+                           int64_t channel) {
   const int64_t count = std::min<int64_t>(job.out_channels - channel, 32);
   const __mmask32 mask = count == 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
   const __mmask16 low = static_cast<__mmask16>(mask), high = static_cast<__mmask16>(mask >> 16);
@@ -136,7 +139,7 @@ FASTUE_AMX void run_rows(const Job& job, const Panels& panels, const char* packe
                          int64_t last, int64_t band, char* padded) {
   std::vector<Tap> taps;
   std::vector<size_t> ends;  // of the taps of each output pixel of a band
-  const int64_t per_pixel = pixel_bytes(job, work), left_step = work.quads * kBlockBytes;
+  const int64_t per_pixel = pixel_bytes(job, work), left_step = work.sets * kBlockBytes;
   int64_t filled = 0;  // source rows up to this one have been
   alignas(64) float sums[4 * 256] = {};
   for (int64_t top = first; top < last; top += band) {
@@ -170,7 +173,8 @@ FASTUE_AMX void run_rows(const Job& job, const Panels& panels, const char* packe
           const int64_t pictures = std::min(kPictures, work.pictures - done);
           const char* left = work.blocks + done * kRowBytes;
           multiply_any(pictures, tiles, job, left, left_step, right, begin, end, sums);
-          write_sums(job, sums, work.picture + done, pictures, top * job.out_width + static_cast<int64_t>(p), 32 * panel);
+          const int64_t pixel = top * job.out_width + static_cast<int64_t>(p);
+          write_sums(job, sums, work.picture + done, pictures, pixel, 32 * panel);
         }
       }
     }
@@ -198,7 +202,7 @@ void run(const Job& job) {
   const int64_t row_bytes = job.cols() * job.blocks() * kBlockBytes;  // of 32 pictures
   const int64_t all_rows = source_rows(job, 0, job.out_height).last;
   const int64_t all = up(job.batch, kPictures), room = kBlocksBytes / std::max<int64_t>(1, row_bytes * all_rows);
-  const int64_t quads = std::clamp<int64_t>(room, 1, up(all, threads)), groups = up(all, quads);
+  const int64_t sets = std::clamp<int64_t>(room, 1, up(all, threads)), groups = up(all, sets);
   const int64_t segments = std::min(threads / std::gcd(groups, threads), job.out_height);
   const int64_t rows = up(job.out_height, segments);
   int64_t band = rows, ring = 0;
@@ -210,15 +214,15 @@ void run(const Job& job) {
     }
     return most;
   };
-  while ((ring = ring_of(band)) * row_bytes * quads > kBlocksBytes && band > 1) band = up(band, 2);
+  while ((ring = ring_of(band)) * row_bytes * sets > kBlocksBytes && band > 1) band = up(band, 2);
   torch::stable::parallel_for(0, groups * segments, 1, [&](int64_t begin, int64_t end) {
     static thread_local Buffer blocks_memory;
     const UseTiles tiles;
     for (int64_t k = begin; k < end; ++k) {
-      Work work{k / segments * quads * kPictures, 0, quads, ring, nullptr};
-      work.pictures = std::min(quads * kPictures, job.batch - work.picture);
+      Work work{k / segments * sets * kPictures, 0, sets, ring, nullptr};
+      work.pictures = std::min(sets * kPictures, job.batch - work.picture);
       const int64_t bytes = blocks_bytes(job, work);
-      work.blocks = blocks_memory.get(bytes + quads * kPictures * job.kh * (job.width + 2 * job.padding) * job.channels * 2);
+      work.blocks = blocks_memory.get(bytes + padded_bytes(job, work));
       const int64_t first = k % segments * rows;
       run_rows(job, panels, packed, work, first, std::min(first + rows, job.out_height), band, work.blocks + bytes);
     }
@@ -226,7 +230,8 @@ void run(const Job& job) {
 }
 
 void conv(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std::optional<Tensor> gate,
-          std::optional<Tensor> residual, const Tensor& out, int64_t stride, int64_t padding, bool transposed, bool relu) {
+          std::optional<Tensor> residual, const Tensor& out, int64_t stride, int64_t padding, bool transposed,
+          bool relu) {
   Job job{};
   job.x = nhwc(x, x, "x");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be bfloat16");
@@ -244,7 +249,8 @@ void conv(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std
     job.residual = nhwc(*residual, x, "residual");
     STD_TORCH_CHECK(same(*residual, out), "residual and out differ in shape");
   }
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == x.scalar_type(), "weight must be [O, I, h, w], of x's dtype");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == x.scalar_type(),
+                  "weight must be [O, I, h, w], of the dtype of x");
   STD_TORCH_CHECK(weight.numel() < (int64_t{1} << 28), "weight is too large");
   job.weight = static_cast<const char*>(weight.data_ptr());
   job.relu = relu;

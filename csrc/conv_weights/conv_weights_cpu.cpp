@@ -1,8 +1,8 @@
 // conv_weights on CPUs with AMX. The definition is fastue/ops/conv_weights/reference.py.
 //
-// What is summed over are pixels and pictures. The blocks of ../common/amx.h, [picture][32 channels], are turned into the
-// factors of a tile product over 32 pictures: those of x transposed, those of the gradient as pairs of pictures. All
-// threads fill the blocks of some rows of some pictures, then share out the sums, one for each (32 channels of x,
+// What is summed over are pixels and pictures. The blocks of ../common/amx.h, [picture][32 channels], are turned into
+// the factors of a tile product over 32 pictures: those of x transposed, those of the gradient as pairs of pictures.
+// All threads fill the blocks of some rows of some pictures, then share out the sums, one for each (32 channels of x,
 // 32 of the gradient, tap): so the order of a sum does not depend on the number of threads.
 #include "../common/amx.h"
 
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kPixels = 128;  // whose blocks a sum takes at once, about: 2 x 256 KiB
 
-// A block [32 pictures][32 channels] to two tiles of 16 channels, [16 pairs of pictures][16][2], or, for the left factor,
-// [16][32 pictures]. Pictures from `valid` on are taken for zero.
+// A block [32 pictures][32 channels] to two tiles of 16 channels, [16 pairs of pictures][16][2], or, for the left
+// factor, [16][32 pictures]. Pictures from `valid` on are taken for zero.
 FASTUE_AMX void convert(char* block, int64_t valid, bool left) {
   __m512i rows[32];
   for (int64_t i = 0; i < 32; ++i)
@@ -36,13 +36,13 @@ FASTUE_AMX void convert(char* block, int64_t valid, bool left) {
 FASTUE_AMX void fill(const Job& job, const Work& work, int64_t row, bool left) {
   if (job.unfolded) {
     static thread_local Buffer padded;
-    fill_unfolded(job, work, row, padded.get(work.pictures * job.kh * (job.width + 2 * job.padding) * job.channels * 2));
+    fill_unfolded(job, work, row, padded.get(padded_bytes(job, work)));
   } else {
     fill_row(job, work, row);
   }
   char* block = work.blocks + work.slot(row) * job.cols() * pixel_bytes(job, work);
   for (int64_t k = 0; k < job.cols() * job.blocks(); ++k)
-    for (int64_t q = 0; q < work.quads; ++q, block += kBlockBytes)
+    for (int64_t q = 0; q < work.sets; ++q, block += kBlockBytes)
       convert(block, std::clamp<int64_t>(work.pictures - q * kPictures, 0, kPictures), left);
 }
 
@@ -50,8 +50,8 @@ struct Pair {
   int64_t left, right;  // offsets of a pixel of x and of the output pixel it adds to
 };
 
-// sums [2][2][16][16] += products over all pairs and 32 x `quads` pictures, summed on their own first.
-FASTUE_AMX void add_products(const char* left, const char* right, const Pair* pairs, const Pair* end, int64_t quads,
+// sums [2][2][16][16] += products over all pairs and 32 x `sets` pictures, summed on their own first.
+FASTUE_AMX void add_products(const char* left, const char* right, const Pair* pairs, const Pair* end, int64_t sets,
                              float* sums) {
   memory_is_read();
   _tile_zero(0);
@@ -60,7 +60,7 @@ FASTUE_AMX void add_products(const char* left, const char* right, const Pair* pa
   _tile_zero(3);
   for (const Pair* pair = pairs; pair < end; ++pair) {
     const char *l = left + pair->left, *r = right + pair->right;
-    for (int64_t q = 0; q < quads; ++q, l += kBlockBytes, r += kBlockBytes) {
+    for (int64_t q = 0; q < sets; ++q, l += kBlockBytes, r += kBlockBytes) {
       _tile_loadd(4, l, kRowBytes);
       _tile_loadd(6, r, kRowBytes);
       _tile_loadd(7, r + kTileBytes, kRowBytes);
@@ -82,7 +82,8 @@ FASTUE_AMX void add_products(const char* left, const char* right, const Pair* pa
 }
 
 // One sum of 32 channels of x (or places of an unfolded neighbourhood) by 32 of the gradient, to out [O, C, kh, kw].
-FASTUE_AMX void write_sum(const Job& job, const Tensor& out, float* to, const float* sums, int64_t tap, int64_t in, int64_t o) {
+FASTUE_AMX void write_sum(const Job& job, const Tensor& out, float* to, const float* sums, int64_t tap, int64_t in,
+                          int64_t o) {
   const int64_t by_out = out.stride(0), by_in = out.stride(1), by_row = out.stride(2), by_col = out.stride(3);
   const int64_t outs = std::min<int64_t>(32, job.out_channels - o), ins = std::min<int64_t>(32, job.depth() - in);
   if (!job.unfolded && by_in == 1) {
@@ -133,8 +134,9 @@ void conv_weights(const Tensor& x, const Tensor& grad, const Tensor& out, int64_
   float* sums = reinterpret_cast<float*>(sums_memory.get(all * 4 * kTileBytes));
   std::memset(sums, 0, all * 4 * kTileBytes);
 
-  const int64_t quads = std::clamp<int64_t>(kPixels / (job.out_height * job.out_width), 1, up(std::max<int64_t>(job.batch, 1), kPictures));
-  const int64_t band = std::clamp<int64_t>(kPixels / (job.out_width * quads), 1, job.out_height);
+  const int64_t all_sets = std::max<int64_t>(1, up(job.batch, kPictures)), area = job.out_height * job.out_width;
+  const int64_t sets = std::clamp<int64_t>(kPixels / area, 1, all_sets);
+  const int64_t band = std::clamp<int64_t>(kPixels / (job.out_width * sets), 1, job.out_height);
   int64_t ring = 1;
   for (int64_t top = 0; top < job.out_height; ++top) {
     const Rows r = source_rows(job, top, std::min(top + band, job.out_height));
@@ -142,8 +144,8 @@ void conv_weights(const Tensor& x, const Tensor& grad, const Tensor& out, int64_
   }
   std::vector<Pair> pairs;
   std::vector<size_t> ends;  // of the pairs of each tap
-  for (int64_t picture = 0; picture < job.batch; picture += quads * kPictures) {
-    Work left{picture, std::min(quads * kPictures, job.batch - picture), quads, ring, nullptr};
+  for (int64_t picture = 0; picture < job.batch; picture += sets * kPictures) {
+    Work left{picture, std::min(sets * kPictures, job.batch - picture), sets, ring, nullptr};
     Work right = left;
     right.ring = band;
     left.blocks = left_memory.get(blocks_bytes(job, left));
@@ -167,7 +169,8 @@ void conv_weights(const Tensor& x, const Tensor& grad, const Tensor& out, int64_
             const int64_t row = job.unfolded ? h : job.source(h, tap / job.kw, job.height);
             const int64_t col = job.unfolded ? w : job.source(w, tap % job.kw, job.width);
             if (row < 0 || col < 0) continue;
-            pairs.push_back({(left.slot(row) * job.cols() + col) * left_pixel, (right.slot(h) * job.out_width + w) * right_pixel});
+            const int64_t from = left.slot(row) * job.cols() + col, with = right.slot(h) * job.out_width + w;
+            pairs.push_back({from * left_pixel, with * right_pixel});
           }
         ends.push_back(pairs.size());
       }
@@ -175,8 +178,8 @@ void conv_weights(const Tensor& x, const Tensor& grad, const Tensor& out, int64_
         const UseTiles tiles;
         for (int64_t k = begin; k < end; ++k) {
           const int64_t tap = k % taps, o = k / taps % outs, in = k / taps / outs;
-          add_products(left.blocks + in * quads * kBlockBytes, right.blocks + o * quads * kBlockBytes,
-                       pairs.data() + (tap ? ends[tap - 1] : 0), pairs.data() + ends[tap], quads, sums + k * 4 * 256);
+          add_products(left.blocks + in * sets * kBlockBytes, right.blocks + o * sets * kBlockBytes,
+                       pairs.data() + (tap ? ends[tap - 1] : 0), pairs.data() + ends[tap], sets, sums + k * 4 * 256);
         }
       });
     }

@@ -24,7 +24,7 @@ from fastue.data.dataset import ImageDataset, batches
 from fastue.models.flat import FlatParameters
 from fastue.models.frozen import FrozenCopy
 from fastue.models.training import to_input
-from fastue.ops import WEIGHTS_CERTIFY, WEIGHTS_STATISTICS, count_correct
+from fastue.ops import WEIGHTS_CERTIFY, WEIGHTS_STATISTICS, conv_is_fast, count_correct
 
 BN_POLICIES = {
     "stored": "the statistics that the network came with",
@@ -76,6 +76,9 @@ class Sampler:
             **asdict(config), "weights": weights_digest(self.model), "pictures": data.fingerprint(),
             "statistics_pictures": len(spread), "compiled": compile, "generator": "philox4x32-10/box-muller/40",
         }  # fmt: skip
+        if config.arithmetic == "bf16-folded":  # other kernels round otherwise: their draws are not mixed
+            sample = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16, device=data.device)
+            described["convolutions"] = "fastue" if conv_is_fast(sample, sample) and not compile else "torch"
         self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.weights = FlatParameters(self.model)
         if config.bn == "frozen-noisy":

@@ -16,7 +16,7 @@ from fastue.core.opspec import use_backend
 from fastue.models.flat import FlatParameters
 from fastue.models.frozen import FrozenCopy
 from fastue.models.training import to_input
-from fastue.ops import WEIGHTS_CERTIFY
+from fastue.ops import WEIGHTS_CERTIFY, conv_is_fast
 
 SIGMA = 0.03
 
@@ -56,6 +56,16 @@ def test_a_draw_is_a_function_of_its_number(trained):
     assert Sampler(model, data, Smoothing(SIGMA, seed=1)).counts(range(8)).tolist() != sampler.counts(range(8)).tolist()
 
 
+def amx() -> bool:
+    one = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    return conv_is_fast(one, one)
+
+
+def digests_on(model, data, backend: str) -> list[str]:
+    with use_backend(backend):
+        return [Sampler(model, data, Smoothing(SIGMA, arithmetic=a)).digest for a in ("fp32", "bf16-folded")]
+
+
 def test_digest_covers_what_counts_depend_on(trained):
     model, data = trained
     base = Sampler(model, data, Smoothing(SIGMA)).digest
@@ -69,6 +79,9 @@ def test_digest_covers_what_counts_depend_on(trained):
     changed += [Sampler(other, data, Smoothing(SIGMA))]
     changed += [Sampler(model, data.subset(range(len(data) - 1)), Smoothing(SIGMA))]
     assert len({base, *(s.digest for s in changed)}) == len(changed) + 1
+    # bf16 convolutions of two makers round differently, float32 is the published loop's anywhere
+    ours, theirs = (digests_on(model, data, backend) for backend in ("auto", "reference"))
+    assert ours[0] == theirs[0] == base and (ours[1] != theirs[1]) == amx()
 
 
 def test_batchnorm_policies_are_different_classifiers(trained):

@@ -95,3 +95,16 @@ def test_a_convolution_that_does_more_is_left_alone():
 
     assert is_plain(nn.Conv2d(3, 3, 3)) and is_plain(Conv(3, 3, 3))
     assert not is_plain(Standardised(3, 3, 3)) and not is_plain(nn.Conv2d(3, 3, 3, padding_mode="reflect"))
+
+
+def test_tiles_are_shared_with_torch():
+    """Both set the CPU's tiles to shapes of their own, in the same threads."""
+    conv = nn.Conv2d(40, 72, 3, padding=1)
+    folded = FoldedConv(conv, True).to(torch.bfloat16, memory_format=torch.channels_last)
+    x = normal(33, 40, 7, 7).to(torch.bfloat16)
+    a, b = normal(50, 70).to(torch.bfloat16), normal(70, 30).to(torch.bfloat16)
+    y, product = folded(x), a @ b
+    assert (product - a.float() @ b.float()).abs().max() < 0.01 * product.abs().max()
+    for _ in range(3):
+        assert torch.equal(a @ b, product)
+        assert torch.equal(folded(x), y)

@@ -2,7 +2,8 @@
 """The generic test must catch realistic bugs: each is planted in a copy of the project's kernels, on which the cases run.
 
 A mutant is (backend, file, the words there, what stands there instead). C++ mutants are compiled into a library of their
-own ("cpp": the portable code alone; "v4": with the hand-written AVX-512 code), Triton ones become a package of their own, and a process of their own uses them instead of the real ones.
+own ("cpp": the portable code alone; "v4", "amx": with the hand-written AVX-512 or AMX code), Triton ones become a
+package of their own, and a process of their own uses them instead of the real ones.
 """
 
 import os
@@ -21,6 +22,9 @@ CLASS = "csrc/class_step/class_step_cpu.cpp"
 L2 = "csrc/l2_step/l2_step_cpu.cpp"
 TILE = "csrc/common/tile_cpu.cpp"
 SHARED = "csrc/common/pictures.h"
+AMX = "csrc/common/amx.h"
+CONV = "csrc/conv/conv_cpu.cpp"
+WEIGHTS = "csrc/conv_weights/conv_weights_cpu.cpp"
 
 MUTANTS = {
     "wrong sign at zero": ("cpp", SHARED, "(g < 0.0f ? step : 0.0f)", "(g <= 0.0f ? step : 0.0f)"),
@@ -65,6 +69,29 @@ MUTANTS = {
     "class noise overwritten while it is read": ("cpp", CLASS, "total[i] += clamp(", "n[i] = total[i] += clamp("),
     "norm of the batch for norm of the sample": ("cpp", L2, "    Squares of_grad, of_noise;\n", "    static Squares of_grad; Squares of_noise;\n"),
     "no projection to the ball": ("cpp", L2, "reached > job.eps ?", "reached > 1e9 ?"),
+    "amx: a tap beside the right one": ("amx", AMX, "o * stride - padding + k;", "o * stride - padding + k + 1;"),
+    "amx: a stride forgotten on the way back": ("amx", AMX, "if (at < 0 || at % stride) return -1;", "if (at < 0) return -1;"),
+    "amx: gate ignored": ("amx", AMX, "  if (gate) {", "  if (false) {"),
+    "amx: a gate of zero is open": ("amx", AMX, "_mm512_mask_cmpgt_epi16_mask(mask, g, _mm512_setzero_si512())", "_mm512_mask_cmpge_epi16_mask(mask, g, _mm512_setzero_si512())"),
+    "amx: a gate of NaN is closed": ("amx", AMX, "_mm512_set1_epi16(0x7f80)", "_mm512_set1_epi16(0x7fff)"),
+    "amx: last channels of a block forgotten": ("amx", AMX, "(__mmask32{1} << count) - 1;", "(__mmask32{1} << (count - 1)) - 1;"),
+    "amx: neighbourhood off by a channel": ("amx", AMX, "(first - i * run) * 2,", "(first - i * run) * 2 + 2,"),
+    "amx: a row of a later band not filled": ("amx", CONV, "filled = std::max(filled, rows.last);", "filled = std::max(filled, rows.last + 1);"),
+    "amx: a ring one row short": ("amx", CONV, "while ((ring = ring_of(band))", "while ((ring = std::max<int64_t>(1, ring_of(band) - 1))"),
+    "amx: last picture not written": ("amx", CONV, "for (int64_t i = 0; i < pictures; ++i, offset", "for (int64_t i = 0; i < pictures - 1; ++i, offset"),
+    "amx: pictures past the last written": ("amx", CONV, "for (int64_t i = 0; i < pictures; ++i, offset", "for (int64_t i = 0; i < up(pictures, 16) * 16; ++i, offset"),
+    "amx: sums of the first pictures for the others": ("amx", CONV, "sums + i / 16 * 512", "sums"),
+    "amx: bias of the first channels": ("amx", CONV, "job.bias + channel + 16", "job.bias + channel"),
+    "amx: residual of the first pixel": ("amx", CONV, "job.residual + offset", "job.residual"),
+    "amx: ReLU swallows a NaN": ("amx", CONV, "_mm512_max_ps(zero, a)", "_mm512_max_ps(a, zero)"),
+    "amx: weights packed past the last input": ("amx", CONV, "depth - k >= 32 ?", "true ?"),
+    "amx: odd input forgotten": ("amx", CONV, "if (k0 < depth) std::memcpy", "if (k1 < depth) std::memcpy"),
+    "amx: panel of the neighbour": ("amx", CONV, "packed + panel * panels.bytes;\n      for", "packed + (panel ? panel - 1 : 0) * panels.bytes;\n      for"),
+    "amx: pictures that are not there add up": ("amx", WEIGHTS, "i < valid ?", "i < 32 ?"),
+    "amx: pairs of the first channels": ("amx", WEIGHTS, "order[1][2 * n] = n + 16", "order[1][2 * n] = n"),
+    "amx: only the last group of pictures": ("amx", WEIGHTS, "_mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(part + i))", "_mm512_load_ps(part + i)"),
+    "amx: taps of the neighbour": ("amx", WEIGHTS, "pairs.data() + ends[tap], quads", "pairs.data() + ends[0], quads"),
+    "amx: sums written transposed": ("amx", WEIGHTS, "sums[(i / 16 * 2 + k / 16)", "sums[(k / 16 * 2 + i / 16)"),
     "triton: last block unmasked": ("triton", "kernels/linf_step.py", "known = (e < C * area) & (row >= 0)", "known = (e >= 0) & (row >= 0)"),
     "triton: pixel counted in the wrong layout": ("triton", "kernels/_common.py", "return e % C, e // C", "return e // area, e % area"),
     "triton: missing clamp to valid pixels": ("triton", "kernels/linf_step.py", "-eps, eps), -p, 1.0 - p)", "-eps, eps), -1.0, 1.0)"),
@@ -77,7 +104,7 @@ MUTANTS = {
 RUNNER = """
 import sys, types
 import torch
-kind, place = sys.argv[1:]
+kind, place, *absent = sys.argv[1:]
 from fastue.core import native
 if kind == "cpp":
     torch.ops.load_library(place)
@@ -88,7 +115,9 @@ else:
     sys.modules["fastue.kernels"] = package
 from tests.ops import checks
 for op in checks.OPS.values():
-    backend = next(b for b in op.backends if b.name == kind)
+    backend = next((b for b in op.backends if b.name == kind), None)
+    if backend is None or op.name in absent:
+        continue
     assert op.function(backend)[0] is not None, op.function(backend)[1]
     for dtype in op.dtypes:
         for name, args in checks.cases(op, dtype).items():
@@ -162,7 +191,9 @@ def build(mutant, folder: Path, objects: dict[str, Path]) -> Path:
 def judge(mutant, place: Path) -> subprocess.CompletedProcess:
     kind = "triton" if mutant[0] == "triton" else "cpp"
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUNNER, kind, str(place)]
+    tiles = mutant[0] in ("v4", "amx") and torch.cpu._is_amx_tile_supported()
+    absent = [] if tiles or kind == "triton" else ["conv", "conv_weights"]  # no portable code
+    command = [sys.executable, "-c", RUNNER, kind, str(place), *absent]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
 
@@ -172,6 +203,8 @@ def test_a_planted_bug_is_caught(name, tmp_path, objects):
     mutant = MUTANTS[name]
     if mutant[0] == "v4" and not torch.cpu._is_avx512_supported():
         pytest.skip("this CPU has no AVX-512")
+    if mutant[0] == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this CPU has no AMX")
     folder = copy_with(mutant, tmp_path)
     found = judge(mutant, build(mutant, folder, objects) if mutant[0] != "triton" else folder / "kernels")
     # A crash counts too: that is how reading beyond a buffer shows in Triton's interpreter.
