@@ -95,7 +95,7 @@ def count_correct(logits, y, counts, slot) -> Callable[[], torch.Tensor]:
 
 
 def conv(x, weight, bias, gate, residual, out, stride, padding, transposed, relu) -> Callable[[], torch.Tensor]:
-    """torch's own convolution, oneDNN's, with the ReLU behind it, or what autograd calls for the gradient of its input."""
+    """torch's own convolution, oneDNN's, with its ReLU, or what autograd calls for the gradient of its input."""
     sizes = (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1
 
     def run():
