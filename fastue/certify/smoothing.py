@@ -44,7 +44,7 @@ class Smoothing:
     seed: int = 0
     bn: str = "stored"
     arithmetic: str = "fp32"
-    batch: int = 100  # the rounding of sums may depend on it
+    batch: int = 256  # the rounding of sums may depend on it
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < float("inf"):

@@ -20,7 +20,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--pointwise", action="store_true", help="confidence for each (q, eta) by itself")
     parser.add_argument("--bn", default="stored", help="BatchNorm statistics: stored, frozen-noisy or reestimated")
     parser.add_argument("--arithmetic", default="fp32", help="of the network certified: fp32 or bf16-folded")
-    parser.add_argument("--batch", type=positive, help="pictures at a time (default: 100 on a CPU, 1000 on a GPU)")
+    parser.add_argument("--batch", type=positive, help="pictures at a time (default: 256 on a CPU, 1000 on a GPU)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument(
         "--draws", type=draw_range, metavar="A:B", help="make only these of the N draws, for --merge later"
@@ -53,7 +53,7 @@ def run(args) -> int:
     from fastue.models.training import resolve_device
 
     device = resolve_device(args.device)
-    batch = args.batch or (1000 if device.type == "cuda" else 100)
+    batch = args.batch or (1000 if device.type == "cuda" else 256)
     smoothing = Smoothing(args.sigma, args.seed, args.bn, args.arithmetic, batch)
     claim = certificate.Claim(args.n, args.q, args.eta, args.alpha, not args.pointwise)
     if args.plan and not (args.surrogate and args.clean):  # nothing to time
