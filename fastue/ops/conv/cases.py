@@ -67,6 +67,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         ties[name] = (ties[name] * 4).round().contiguous(memory_format=LAST)
     ties["gate"][0::3], ties["gate"][1::3] = 0.0, -0.0
     ties["gate"][2, 0, 0, 0] = torch.nan
+    ties["gate"].view(torch.int16)[2, 1, 0, 0] = -64  # a NaN with its sign set
     ties["bias"].round_()
     huge = found["huge"]
     huge["x"] *= 1e17
