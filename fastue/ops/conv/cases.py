@@ -68,6 +68,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     ties["gate"][0::3], ties["gate"][1::3] = 0.0, -0.0
     ties["gate"][2, 0, 0, 0] = torch.nan
     ties["gate"].view(torch.int16)[2, 1, 0, 0] = -64  # a NaN with its sign set
+    ties["x"][2, :2, 0, 0], ties["weight"][:, :2] = 64.0, 2.0  # so that what passes there shows
     ties["bias"].round_()
     huge = found["huge"]
     huge["x"] *= 1e17
