@@ -104,6 +104,7 @@ class _Convolution(torch.autograd.Function):
         (stride, *_), (padding, *_), _, _ = settings
         if own:
             weight = weight.to(x.dtype, memory_format=torch.channels_last)
+            bias = bias if bias is None else bias.float()
             y = ops.conv(x, weight, bias, residual=residual, stride=stride, padding=padding, relu=relu)
         else:
             y = _onednn(x, weight, bias, residual, settings, relu)
