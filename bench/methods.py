@@ -102,6 +102,7 @@ def peer_inner(folder: str):
     return inner
 
 
+@use_backend("reference")  # torch's own convolutions: in bf16 those of our networks are a kernel of ours
 def tuned(data, given, precision):
     """The same iteration by index, in channels_last, under autocast where precision is bf16."""
     model = models.build(given.arch, data.num_classes, data.shape[0]).to(memory_format=torch.channels_last)
@@ -123,12 +124,6 @@ def tuned(data, given, precision):
             x = (to_input(data.images[rows]) + noise[rows]).clamp_(0, 1)
             wrong += (model(x).argmax(1) != data.labels[rows]).sum()
     return float(wrong) / len(data)
-
-
-def plain_torch(function, *given):
-    """With torch's own convolutions: those of our networks are a kernel of ours in bf16."""
-    with use_backend("reference"):
-        return function(*given)
 
 
 def tuned_inner(model, images, labels, eta, steps, precision="float32"):
@@ -207,7 +202,7 @@ def main() -> int:
     precisions = ["float32"] + (["bf16"] if resolve_precision("auto") == "bf16" else [])
     sides = {(name, "float32"): lambda inner=inner: published(data, given, inner) for name, inner in inners.items()}
     for precision in precisions:
-        sides["tuned", precision] = lambda precision=precision: plain_torch(tuned, data, given, precision)
+        sides["tuned", precision] = lambda precision=precision: tuned(data, given, precision)
         sides["fastue", precision] = lambda precision=precision: ours(data, given, precision)
     times: dict[tuple, list[float]] = {side: [] for side in sides}
     with contextlib.suppress(KeyboardInterrupt):  # what is measured so far counts

@@ -3,7 +3,7 @@
 // however narrow a picture is, whatever the stride.
 #pragma once
 
-#include "stable.h"
+#include "conv.h"
 
 #if defined(FASTUE_X86_CLONES)
 #include <cpuid.h>
@@ -13,8 +13,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cstdlib>
-#include <new>
 #include <numeric>
 
 #define FASTUE_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
@@ -52,24 +50,6 @@ struct Job {
     }
     return at >= 0 && at < size ? at : -1;
   }
-};
-
-inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory that a thread keeps, aligned to cache lines.
-struct Buffer {
-  char* data = nullptr;
-  int64_t bytes = 0;
-  char* get(int64_t wanted) {
-    if (wanted > bytes) {
-      std::free(data);
-      data = static_cast<char*>(std::aligned_alloc(4096, up(wanted, 4096) * 4096));
-      bytes = data ? up(wanted, 4096) * 4096 : 0;
-      if (!data) throw std::bad_alloc();
-    }
-    return data;
-  }
-  ~Buffer() { std::free(data); }
 };
 
 // Write `row` (32 numbers of the source, zero beyond `count`) to a row of a block, times (gate > 0) if there is a gate.
@@ -223,6 +203,16 @@ inline Rows source_rows(const Job& job, int64_t first, int64_t last) {
   return rows;
 }
 
+// Source rows that a band of output rows takes, at most: what a ring has to hold.
+inline int64_t ring_of(const Job& job, int64_t band) {
+  int64_t most = 1;
+  for (int64_t top = 0; top < job.out_height; ++top) {
+    const Rows r = source_rows(job, top, std::min(top + band, job.out_height));
+    most = std::max(most, r.last - r.first);
+  }
+  return most;
+}
+
 // GCC 12's tile intrinsics do not tell the compiler what memory they read and write.
 FASTUE_INLINE void memory_is_read() { asm volatile("" ::: "memory"); }
 
@@ -250,12 +240,6 @@ struct UseTiles {
     }
   }
 };
-
-inline const char* nhwc(const Tensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 4 && t.scalar_type() == x.scalar_type(), name, " must be 4-dimensional, of the dtype of x");
-  STD_TORCH_CHECK(t.numel() == 0 || dense(t, true), name, " must be channels_last");
-  return static_cast<const char*>(t.data_ptr());
-}
 
 // Linux grants a process the tiles' registers when it asks.
 inline bool has_amx() {

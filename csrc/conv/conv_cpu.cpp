@@ -206,15 +206,7 @@ void run(const Job& job) {
   const int64_t segments = std::min(threads / std::gcd(groups, threads), job.out_height);
   const int64_t rows = up(job.out_height, segments);
   int64_t band = rows, ring = 0;
-  const auto ring_of = [&](int64_t band) {  // source rows that a band takes, at most
-    int64_t most = 1;
-    for (int64_t top = 0; top < job.out_height; ++top) {
-      const Rows r = source_rows(job, top, std::min(top + band, job.out_height));
-      most = std::max(most, r.last - r.first);
-    }
-    return most;
-  };
-  while ((ring = ring_of(band)) * row_bytes * sets > kBlocksBytes && band > 1) band = up(band, 2);
+  while ((ring = ring_of(job, band)) * row_bytes * sets > kBlocksBytes && band > 1) band = up(band, 2);
   torch::stable::parallel_for(0, groups * segments, 1, [&](int64_t begin, int64_t end) {
     static thread_local Buffer blocks_memory;
     const UseTiles tiles;
@@ -233,21 +225,16 @@ void conv(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std
           std::optional<Tensor> residual, const Tensor& out, int64_t stride, int64_t padding, bool transposed,
           bool relu) {
   Job job{};
-  job.x = nhwc(x, x, "x");
+  job.x = nhwc<const char>(x, x, "x");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be bfloat16");
-  job.out = const_cast<char*>(nhwc(out, x, "out"));
-  const auto same = [](const Tensor& a, const Tensor& b) {
-    for (int d = 0; d < 4; ++d)
-      if (a.size(d) != b.size(d)) return false;
-    return true;
-  };
+  job.out = nhwc<char>(out, x, "out");
   if (gate) {
-    job.gate = nhwc(*gate, x, "gate");
-    STD_TORCH_CHECK(same(*gate, x), "gate and x differ in shape");
+    job.gate = nhwc<const char>(*gate, x, "gate");
+    STD_TORCH_CHECK(same_shape(*gate, x), "gate and x differ in shape");
   }
   if (residual) {
-    job.residual = nhwc(*residual, x, "residual");
-    STD_TORCH_CHECK(same(*residual, out), "residual and out differ in shape");
+    job.residual = nhwc<const char>(*residual, x, "residual");
+    STD_TORCH_CHECK(same_shape(*residual, out), "residual and out differ in shape");
   }
   STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == x.scalar_type(),
                   "weight must be [O, I, h, w], of the dtype of x");
@@ -262,12 +249,7 @@ void conv(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std
   STD_TORCH_CHECK(out.size(0) == job.batch && weight.size(transposed ? 0 : 1) == job.channels &&
                       weight.size(transposed ? 1 : 0) == job.out_channels,
                   "x, weight and out differ in batch size or channels");
-  STD_TORCH_CHECK(stride >= 1 && padding >= 0 && job.kh >= 1 && job.kw >= 1, "stride or padding is negative");
-  const auto reached = [&](int64_t size, int64_t kernel) { return (size + 2 * padding - kernel) / stride + 1; };
-  const Tensor &wide = transposed ? out : x, &deep = transposed ? x : out;
-  STD_TORCH_CHECK(wide.size(2) + 2 * padding >= job.kh && wide.size(3) + 2 * padding >= job.kw &&
-                      deep.size(2) == reached(wide.size(2), job.kh) && deep.size(3) == reached(wide.size(3), job.kw),
-                  "out has the wrong height or width");
+  check_sizes(transposed ? out : x, transposed ? x : out, weight, stride, padding);
   if (bias) {
     STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->dim() == 1 && bias->is_contiguous() &&
                         bias->size(0) == job.out_channels, "bias must be float32 [O], contiguous");

@@ -112,20 +112,16 @@ void conv_weights(const Tensor& x, const Tensor& grad, const Tensor& out, int64_
   Job job{}, of_grad{};
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be bfloat16");
   STD_TORCH_CHECK(out.scalar_type() == ScalarType::Float && out.dim() == 4, "out must be float32 [O, C, h, w]");
-  job.x = nhwc(x, x, "x");
+  job.x = nhwc<const char>(x, x, "x");
   job.batch = x.size(0), job.channels = x.size(1), job.height = x.size(2), job.width = x.size(3);
-  of_grad.x = nhwc(grad, x, "grad");
+  of_grad.x = nhwc<const char>(grad, x, "grad");
   of_grad.batch = grad.size(0), of_grad.channels = grad.size(1);
   of_grad.height = grad.size(2), of_grad.width = of_grad.out_width = grad.size(3);
   job.out_channels = grad.size(1), job.out_height = grad.size(2), job.out_width = grad.size(3);
   job.kh = out.size(2), job.kw = out.size(3), job.stride = stride, job.padding = padding;
   STD_TORCH_CHECK(of_grad.batch == job.batch && out.size(0) == job.out_channels && out.size(1) == job.channels,
                   "x, grad and out differ in batch size or channels");
-  STD_TORCH_CHECK(stride >= 1 && padding >= 0 && job.kh >= 1 && job.kw >= 1, "stride or padding is negative");
-  const auto reached = [&](int64_t size, int64_t kernel) { return (size + 2 * padding - kernel) / stride + 1; };
-  STD_TORCH_CHECK(job.height + 2 * padding >= job.kh && job.width + 2 * padding >= job.kw &&
-                      job.out_height == reached(job.height, job.kh) && job.out_width == reached(job.width, job.kw),
-                  "grad has the wrong height or width");
+  check_sizes(x, grad, out, stride, padding);
   if (out.numel() == 0) return;
   job.unfolded = job.channels < 16;
 
@@ -137,11 +133,7 @@ void conv_weights(const Tensor& x, const Tensor& grad, const Tensor& out, int64_
   const int64_t all_sets = std::max<int64_t>(1, up(job.batch, kPictures)), area = job.out_height * job.out_width;
   const int64_t sets = std::clamp<int64_t>(kPixels / area, 1, all_sets);
   const int64_t band = std::clamp<int64_t>(kPixels / (job.out_width * sets), 1, job.out_height);
-  int64_t ring = 1;
-  for (int64_t top = 0; top < job.out_height; ++top) {
-    const Rows r = source_rows(job, top, std::min(top + band, job.out_height));
-    ring = std::max(ring, r.last - r.first);
-  }
+  const int64_t ring = ring_of(job, band);
   std::vector<Pair> pairs;
   std::vector<size_t> ends;  // of the pairs of each tap
   for (int64_t picture = 0; picture < job.batch; picture += sets * kPictures) {

@@ -77,8 +77,8 @@ class Sampler:
             "statistics_pictures": len(spread), "compiled": compile, "generator": "philox4x32-10/box-muller/40",
         }  # fmt: skip
         if config.arithmetic == "bf16-folded":  # other kernels round otherwise: their draws are not mixed
-            sample = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16, device=data.device)
-            described["convolutions"] = "fastue" if conv_is_fast(sample, sample) and not compile else "torch"
+            own = conv_is_fast(data.device, torch.bfloat16) and not compile
+            described["convolutions"] = "fastue" if own else "torch"
         self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.weights = FlatParameters(self.model)
         if config.bn == "frozen-noisy":

@@ -17,8 +17,9 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
-            low = x.to(torch.bfloat16)
-            if self.bias is None and self.padding_mode == "zeros" and _takes(low, low, _settings(self)):
+            plain = self.bias is None and self.padding_mode == "zeros"
+            if plain and _takes(x.device, torch.bfloat16, _settings(self)):
+                low = x.to(torch.bfloat16)
                 return _Convolution.apply(low, self.weight, None, None, _settings(self), False, True)
         return super().forward(x)
 
@@ -39,7 +40,7 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool | None = None) -> Tensor:
         relu = self.relu if relu is None else relu
-        own = _takes(x, self.weight, self.settings)
+        own = _takes(x.device, x.dtype, self.settings)
         if own or _onednn_takes(x, self.settings, residual):
             return _Convolution.apply(x, self.weight, self.bias, residual, self.settings, relu, own)
         y = F.conv2d(x, self.weight, self.bias.to(x.dtype), *self.settings)
@@ -61,12 +62,12 @@ def _settings(conv: nn.Conv2d) -> tuple:
     return conv.stride, conv.padding, conv.dilation, conv.groups
 
 
-def _takes(x: Tensor, weight: Tensor, settings: tuple) -> bool:
+def _takes(device: torch.device, dtype: torch.dtype, settings: tuple) -> bool:
     """Whether fastue.ops.conv is the way: it has a kernel here for a convolution like this."""
     stride, padding, dilation, groups = settings
     plain = groups == 1 and dilation == (1, 1) and not isinstance(padding, str)
     plain = plain and stride[0] == stride[1] and padding[0] == padding[1]
-    return plain and not torch.compiler.is_compiling() and ops.conv_is_fast(x, weight)
+    return plain and not torch.compiler.is_compiling() and ops.conv_is_fast(device, dtype)
 
 
 def is_plain(part: nn.Module) -> bool:

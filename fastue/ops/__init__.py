@@ -12,6 +12,7 @@ import torch
 
 from fastue.core import opspec
 from fastue.core.opspec import BackendError, use_backend
+from fastue.ops import _checks
 from fastue.ops import apply_noise as _apply_noise
 from fastue.ops import class_step as _class_step
 from fastue.ops import conv as _conv
@@ -195,9 +196,8 @@ def conv(
     """
     if out is None:
         channels = weight.shape[1] if transposed else weight.shape[0]
-        kernel = weight.shape[2:]
         if not transposed:
-            size = tuple(_conv.out_size(n, k, stride, padding) for n, k in zip(x.shape[2:], kernel, strict=True))
+            size = tuple(_checks.conv_size("conv", x.shape[2:], weight.shape[2:], stride, padding))
         if size is None:
             raise ValueError("conv: transposed needs out or size, the height and width of the convolution's input")
         out = torch.empty((len(x), channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -221,11 +221,11 @@ def conv_weights(
     return out
 
 
-def conv_is_fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `conv` has a kernel for these tensors here, and the user has not asked for another backend."""
-    wanted = opspec.chosen_backend()
-    return x.dtype == torch.bfloat16 and any(
-        wanted in ("auto", b.name) and not _conv.OP.why_not(b, (x, weight)) for b in _conv.OP.backends
+def conv_is_fast(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `conv` has a kernel there for pictures of this dtype, and the user has not asked for another backend."""
+    wanted, probe = opspec.chosen_backend(), torch.empty(0, dtype=dtype, device=device)
+    return dtype == torch.bfloat16 and any(
+        wanted in ("auto", b.name) and not _conv.OP.why_not(b, (probe,)) for b in _conv.OP.backends
     )
 
 

@@ -32,6 +32,20 @@ def tensor(
         raise ValueError(f"{op}: {name} must be contiguous or channels_last, got strides {t.stride()}")
 
 
+def interleaved(op: str, name: str, t: torch.Tensor) -> None:
+    if not t.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"{op}: {name} must be channels_last, got strides {t.stride()}")
+
+
+def conv_size(op: str, size: Sequence[int], kernel: Sequence[int], stride: int, padding: int) -> list[int]:
+    """Height and width of a convolution's output. Raises where there is no such convolution."""
+    if stride < 1 or padding < 0 or 0 in kernel:
+        raise ValueError(f"{op}: needs stride >= 1, padding >= 0 and a kernel that is not empty")
+    if any(n + 2 * padding < k for n, k in zip(size, kernel, strict=True)):
+        raise ValueError(f"{op}: the kernel {list(kernel)} is larger than the padded picture")
+    return [(n + 2 * padding - k) // stride + 1 for n, k in zip(size, kernel, strict=True)]
+
+
 def channels(op: str, c: int, mean: Sequence[float], std: Sequence[float]) -> None:
     if c not in (1, 3):
         raise ValueError(f"{op}: pictures have 1 or 3 channels, got {c}")

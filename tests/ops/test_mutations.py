@@ -80,7 +80,7 @@ MUTANTS = {
     "amx: last channels of a block forgotten": ("amx", AMX, "(__mmask32{1} << count) - 1;", "(__mmask32{1} << (count - 1)) - 1;"),
     "amx: neighbourhood off by a channel": ("amx", AMX, "(first - i * run) * 2,", "(first - i * run) * 2 + 2,"),
     "amx: a row of a later band not filled": ("amx", CONV, "filled = std::max(filled, rows.last);", "filled = std::max(filled, rows.last + 1);"),
-    "amx: a ring one row short": ("amx", CONV, "while ((ring = ring_of(band))", "while ((ring = std::max<int64_t>(1, ring_of(band) - 1))"),
+    "amx: a ring one row short": ("amx", CONV, "while ((ring = ring_of(job, band))", "while ((ring = std::max<int64_t>(1, ring_of(job, band) - 1))"),
     "amx: last picture not written": ("amx", CONV, "for (int64_t i = 0; i < pictures; ++i, offset", "for (int64_t i = 0; i < pictures - 1; ++i, offset"),
     "amx: pictures past the last written": ("amx", CONV, "for (int64_t i = 0; i < pictures; ++i, offset", "for (int64_t i = 0; i < up(pictures, 16) * 16; ++i, offset"),
     "amx: sums of the first pictures for the others": ("amx", CONV, "sums + i / 16 * 512", "sums"),

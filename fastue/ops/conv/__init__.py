@@ -15,28 +15,22 @@ NAME = "conv"
 DTYPES = (torch.bfloat16, torch.float64)
 
 
-def out_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    return (size + 2 * padding - kernel) // stride + 1
-
-
 def check(x, weight, bias, gate, residual, out, stride, padding, transposed, relu):
     for name, t, shape in (("x", x, "BCHW"), ("weight", weight, "OIhw"), ("out", out, "BOHW")):
         _checks.tensor(NAME, name, t, tuple(shape), (x.dtype,) if name != "x" else DTYPES, x.device)
-    if stride < 1 or padding < 0 or 0 in weight.shape:
-        raise ValueError(f"{NAME}: needs stride >= 1, padding >= 0 and a weight that is not empty")
+    if 0 in weight.shape:
+        raise ValueError(f"{NAME}: weight is empty, {list(weight.shape)}")
     wide, deep = (out, x) if transposed else (x, out)
     channels, outputs = weight.shape[1], weight.shape[0]
     _checks.tensor(NAME, "out" if transposed else "x", wide, ("B", channels, "H", "W"), (x.dtype,), x.device)
-    if any(n + 2 * padding < k for n, k in zip(wide.shape[2:], weight.shape[2:], strict=True)):
-        raise ValueError(f"{NAME}: the kernel {list(weight.shape[2:])} is larger than the padded picture")
-    size = [out_size(n, k, stride, padding) for n, k in zip(wide.shape[2:], weight.shape[2:], strict=True)]
+    size = _checks.conv_size(NAME, wide.shape[2:], weight.shape[2:], stride, padding)
     _checks.tensor(NAME, "x" if transposed else "out", deep, (len(wide), outputs, *size), (x.dtype,), x.device)
     for name, t, like in (("gate", gate, x), ("residual", residual, out)):
         if t is not None:
             _checks.tensor(NAME, name, t, like.shape, (x.dtype,), x.device)
     for name, t in (("x", x), ("gate", gate), ("residual", residual), ("out", out)):
-        if t is not None and not t.is_contiguous(memory_format=torch.channels_last):
-            raise ValueError(f"{NAME}: {name} must be channels_last, got strides {t.stride()}")
+        if t is not None:
+            _checks.interleaved(NAME, name, t)
     if bias is not None:
         wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
         _checks.tensor(NAME, "bias", bias, (out.shape[1],), (wanted,), x.device)
