@@ -107,6 +107,10 @@ def conv(x, weight, bias, gate, residual, out, stride, padding, transposed, relu
     return run
 
 
+def conv3x3(x, weight, bias, gate, residual, out, transposed, relu) -> Callable[[], torch.Tensor]:
+    return conv(x, weight, bias, gate, residual, out, 1, 1, transposed, relu)
+
+
 def conv_weights(x, grad, out, stride, padding) -> Callable[[], torch.Tensor]:
     """What autograd calls, oneDNN's."""
     weight = out.to(x.dtype, memory_format=torch.channels_last)

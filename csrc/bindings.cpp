@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
   m.def(
       "conv(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, Tensor(a!) out, int stride,"
       " int padding, bool transposed, bool relu) -> ()");
+  m.def(
+      "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, Tensor(a!) out,"
+      " bool transposed, bool relu) -> ()");
   m.def("conv_weights(Tensor x, Tensor grad, Tensor(a!) out, int stride, int padding) -> ()");
   m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
 }

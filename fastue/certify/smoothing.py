@@ -24,7 +24,7 @@ from fastue.data.dataset import ImageDataset, batches
 from fastue.models.flat import FlatParameters
 from fastue.models.frozen import FrozenCopy
 from fastue.models.training import to_input
-from fastue.ops import WEIGHTS_CERTIFY, WEIGHTS_STATISTICS, conv_is_fast, count_correct
+from fastue.ops import WEIGHTS_CERTIFY, WEIGHTS_STATISTICS, count_correct, has_kernel
 
 BN_POLICIES = {
     "stored": "the statistics that the network came with",
@@ -76,9 +76,9 @@ class Sampler:
             **asdict(config), "weights": weights_digest(self.model), "pictures": data.fingerprint(),
             "statistics_pictures": len(spread), "compiled": compile, "generator": "philox4x32-10/box-muller/40",
         }  # fmt: skip
-        if config.arithmetic == "bf16-folded":  # other kernels round otherwise: their draws are not mixed
-            own = conv_is_fast(data.device, torch.bfloat16) and not compile
-            described["convolutions"] = "fastue" if own else "torch"
+        # other kernels round otherwise: their draws are not mixed
+        kernel, dtype = ("conv3x3", torch.float32) if config.arithmetic == "fp32" else ("conv", torch.bfloat16)
+        described["convolutions"] = "fastue" if has_kernel(kernel, data.device, dtype) and not compile else "torch"
         self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.weights = FlatParameters(self.model)
         if config.bn == "frozen-noisy":

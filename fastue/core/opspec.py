@@ -73,7 +73,7 @@ class OpSpec:
     dtypes     the dtypes `cases` is called with
     atol       absolute allowance, float32 against float64, on top of twice the reference's own loss
     bitwise    every backend gives the reference's bits, in every dtype: same operations, same order, no contraction
-    band       arguments, exact results -> per result None or a mask: where a whole step either way is legitimate
+    band       exact results, arguments -> {result: (mask, size)}: where that much either way is legitimate
     bench      () -> {name: () -> arguments} for bench.ops
     traffic    arguments -> bytes that a call has to move, each tensor once in each direction
     backends   in order of preference; the reference is always last and not listed

@@ -1,7 +1,7 @@
 """Convolutions of the networks here: the same modules everywhere, fast on CPUs.
 
 In bf16 on a CPU with AMX they are fastue.ops.conv. For weights that stand still BatchNorm, ReLU and the sum of a
-residual block are part of the convolution: of ours, or in float32 of oneDNN's.
+residual block are part of the convolution: of ours (in float32 fastue.ops.conv3x3 where it fits) or of oneDNN's.
 """
 
 import torch
@@ -18,9 +18,10 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
             plain = self.bias is None and self.padding_mode == "zeros"
-            if plain and _takes(x.device, torch.bfloat16, _settings(self)):
+            own = _kernel(x, torch.bfloat16, self.weight, _settings(self)) if plain else None
+            if own:
                 low = x.to(torch.bfloat16)
-                return _Convolution.apply(low, self.weight, None, None, _settings(self), False, True)
+                return _Convolution.apply(low, self.weight, None, None, _settings(self), False, own)
         return super().forward(x)
 
 
@@ -40,7 +41,7 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool | None = None) -> Tensor:
         relu = self.relu if relu is None else relu
-        own = _takes(x.device, x.dtype, self.settings)
+        own = _kernel(x, x.dtype, self.weight, self.settings)
         if own or _onednn_takes(x, self.settings, residual):
             return _Convolution.apply(x, self.weight, self.bias, residual, self.settings, relu, own)
         y = F.conv2d(x, self.weight, self.bias.to(x.dtype), *self.settings)
@@ -62,12 +63,25 @@ def _settings(conv: nn.Conv2d) -> tuple:
     return conv.stride, conv.padding, conv.dilation, conv.groups
 
 
-def _takes(device: torch.device, dtype: torch.dtype, settings: tuple) -> bool:
-    """Whether fastue.ops.conv is the way: it has a kernel here for a convolution like this."""
+def _kernel(x: Tensor, dtype: torch.dtype, weight: Tensor, settings: tuple) -> str | None:
+    """Which op is the way for x in this dtype: one that has a kernel here for a convolution like this, or none."""
     stride, padding, dilation, groups = settings
-    plain = groups == 1 and dilation == (1, 1) and not isinstance(padding, str)
-    plain = plain and stride[0] == stride[1] and padding[0] == padding[1]
-    return plain and not torch.compiler.is_compiling() and ops.conv_is_fast(device, dtype)
+    if groups != 1 or dilation != (1, 1) or isinstance(padding, str) or torch.compiler.is_compiling():
+        return None
+    if stride[0] != stride[1] or padding[0] != padding[1]:
+        return None
+    if ops.has_kernel("conv", x.device, dtype):
+        return "conv"
+    fits = weight.shape[2:] == (3, 3) and stride[0] == padding[0] == 1 and min(x.shape[2:]) > 1
+    return "conv3x3" if fits and ops.has_kernel("conv3x3", x.device, dtype) else None
+
+
+def _ours(kernel: str, x: Tensor, weight: Tensor, settings: tuple, size: tuple | None = None, **given) -> Tensor:
+    """`size` is that of the input, for the way back."""
+    (stride, *_), (padding, *_), _, _ = settings
+    if kernel == "conv3x3":
+        return ops.conv3x3(x, weight, transposed=size is not None, **given)
+    return ops.conv(x, weight, stride=stride, padding=padding, transposed=size is not None, size=size, **given)
 
 
 def is_plain(part: nn.Module) -> bool:
@@ -102,11 +116,11 @@ def _onednn(x, weight, bias, residual, settings, relu):
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, residual, settings, relu, own):
-        (stride, *_), (padding, *_), _, _ = settings
-        if own:
+        few = own == "conv3x3" and x.shape[1] < 16  # not worth transforming, on the way back they are
+        if own and not few:
             weight = weight.to(x.dtype, memory_format=torch.channels_last)
             bias = bias if bias is None else bias.float()
-            y = ops.conv(x, weight, bias, residual=residual, stride=stride, padding=padding, relu=relu)
+            y = _ours(own, x, weight, settings, bias=bias, residual=residual, relu=relu)
         else:
             y = _onednn(x, weight, bias, residual, settings, relu)
         kept = x if ctx.needs_input_grad[1] or not own else None
@@ -125,9 +139,7 @@ class _Convolution(torch.autograd.Function):
             gradient, y = torch.ops.aten.threshold_backward(gradient, y, 0), None
         found: list = [None] * 7
         if of_x and own:
-            found[0] = ops.conv(
-                gradient, weight, gate=y, stride=stride, padding=padding, transposed=True, size=size
-            )  # fmt: skip
+            found[0] = _ours(own, gradient, weight, settings, size, gate=y)
         elif of_x:
             found[0] = torch.ops.aten.convolution_backward(
                 gradient, x, weight, None, *settings[:3], False, (0, 0), groups, (True, False, False)

@@ -46,6 +46,27 @@ def conv_size(op: str, size: Sequence[int], kernel: Sequence[int], stride: int, 
     return [(n + 2 * padding - k) // stride + 1 for n, k in zip(size, kernel, strict=True)]
 
 
+def convolution(op, dtypes, x, weight, bias, gate, residual, out, stride, padding, transposed) -> None:
+    """The arguments of fastue.ops.conv, of one of `dtypes`."""
+    for name, t, shape in (("x", x, "BCHW"), ("weight", weight, "OIhw"), ("out", out, "BOHW")):
+        tensor(op, name, t, tuple(shape), (x.dtype,) if name != "x" else dtypes, x.device)
+    if 0 in weight.shape:
+        raise ValueError(f"{op}: weight is empty, {list(weight.shape)}")
+    wide, deep = (out, x) if transposed else (x, out)
+    tensor(op, "out" if transposed else "x", wide, ("B", weight.shape[1], "H", "W"), (x.dtype,), x.device)
+    size = conv_size(op, wide.shape[2:], weight.shape[2:], stride, padding)
+    tensor(op, "x" if transposed else "out", deep, (len(wide), weight.shape[0], *size), (x.dtype,), x.device)
+    for name, t, like in (("gate", gate, x), ("residual", residual, out)):
+        if t is not None:
+            tensor(op, name, t, like.shape, (x.dtype,), x.device)
+    for name, t in (("x", x), ("gate", gate), ("residual", residual), ("out", out)):
+        if t is not None:
+            interleaved(op, name, t)
+    if bias is not None:
+        wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+        tensor(op, "bias", bias, (out.shape[1],), (wanted,), x.device)
+
+
 def channels(op: str, c: int, mean: Sequence[float], std: Sequence[float]) -> None:
     if c not in (1, 3):
         raise ValueError(f"{op}: pictures have 1 or 3 channels, got {c}")

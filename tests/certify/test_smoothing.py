@@ -16,7 +16,7 @@ from fastue.core.opspec import use_backend
 from fastue.models.flat import FlatParameters
 from fastue.models.frozen import FrozenCopy
 from fastue.models.training import to_input
-from fastue.ops import WEIGHTS_CERTIFY, conv_is_fast
+from fastue.ops import WEIGHTS_CERTIFY, has_kernel
 
 SIGMA = 0.03
 
@@ -56,10 +56,6 @@ def test_a_draw_is_a_function_of_its_number(trained):
     assert Sampler(model, data, Smoothing(SIGMA, seed=1)).counts(range(8)).tolist() != sampler.counts(range(8)).tolist()
 
 
-def amx() -> bool:
-    return conv_is_fast(torch.device("cpu"), torch.bfloat16)
-
-
 def digests_on(model, data, backend: str) -> list[str]:
     with use_backend(backend):
         return [Sampler(model, data, Smoothing(SIGMA, arithmetic=a)).digest for a in ("fp32", "bf16-folded")]
@@ -78,9 +74,10 @@ def test_digest_covers_what_counts_depend_on(trained):
     changed += [Sampler(other, data, Smoothing(SIGMA))]
     changed += [Sampler(model, data.subset(range(len(data) - 1)), Smoothing(SIGMA))]
     assert len({base, *(s.digest for s in changed)}) == len(changed) + 1
-    # bf16 convolutions of two makers round differently, float32 is the published loop's anywhere
-    ours, theirs = (digests_on(model, data, backend) for backend in ("auto", "reference"))
-    assert ours[0] == theirs[0] == base and (ours[1] != theirs[1]) == amx()
+    # convolutions of two makers round differently
+    cpu, ours, theirs = torch.device("cpu"), digests_on(model, data, "auto"), digests_on(model, data, "reference")
+    assert ours[0] == base and (ours[0] != theirs[0]) == has_kernel("conv3x3", cpu, torch.float32)
+    assert (ours[1] != theirs[1]) == has_kernel("conv", cpu, torch.bfloat16)
 
 
 def test_batchnorm_policies_are_different_classifiers(trained):

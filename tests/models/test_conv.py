@@ -1,4 +1,4 @@
-"""Convolutions of the networks against float64, live and frozen, forward and backward: where fastue.ops.conv has a
+"""Convolutions of the networks against float64, live and frozen, forward and backward: where an op of fastue has a
 kernel (its own cases are in tests/ops), and where torch's convolution is taken."""
 
 import pytest
@@ -8,18 +8,19 @@ from torch.nn import functional as F
 
 from fastue import ops
 from fastue.core.opspec import use_backend
-from fastue.models.conv import Conv, FoldedConv, _takes, add_relu, is_plain
+from fastue.models.conv import Conv, FoldedConv, _kernel, add_relu, is_plain
 
-# channels in, out, picture side, the convolution's arguments; whether it is one that fastue.ops.conv knows
+# channels in, out, picture side, the convolution's arguments; the op that knows it in float32 and that in bfloat16
 CASES = {
-    "3x3": (6, 10, 9, dict(padding=1), True),
-    "3x3, stride 2": (34, 40, 9, dict(padding=1, stride=2), True),
-    "1x1, stride 2": (16, 8, 7, dict(kernel_size=1, stride=2), True),
-    "no padding": (64, 32, 5, dict(), True),
-    "grouped, dilated": (8, 16, 11, dict(padding=2, dilation=2, groups=4), False),
-    "asymmetric stride": (16, 8, 6, dict(padding=1, stride=(1, 2)), False),
-    "asymmetric padding": (16, 8, 6, dict(padding=(0, 1)), False),
-    "same": (8, 8, 6, dict(padding="same"), False),
+    "3x3": (6, 10, 9, dict(padding=1), "conv3x3", "conv"),
+    "one pixel": (6, 10, 1, dict(padding=1), None, "conv"),
+    "3x3, stride 2": (34, 40, 9, dict(padding=1, stride=2), None, "conv"),
+    "1x1, stride 2": (16, 8, 7, dict(kernel_size=1, stride=2), None, "conv"),
+    "no padding": (64, 32, 5, dict(), None, "conv"),
+    "grouped, dilated": (8, 16, 11, dict(padding=2, dilation=2, groups=4), None, None),
+    "asymmetric stride": (16, 8, 6, dict(padding=1, stride=(1, 2)), None, None),
+    "asymmetric padding": (16, 8, 6, dict(padding=(0, 1)), None, None),
+    "same": (8, 8, 6, dict(padding="same"), None, None),
 }
 
 
@@ -33,7 +34,8 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("case", CASES)
 def test_frozen_convolution(case, backend, layout, dtype, end):
-    cin, cout, side, arguments, known = CASES[case]
+    cin, cout, side, arguments, *known = CASES[case]
+    known = known[dtype == torch.bfloat16]
     conv = nn.Conv2d(cin, cout, **{"kernel_size": 3, **arguments})
     folded = FoldedConv(conv, end == "relu").to(dtype, memory_format=torch.channels_last)
     folded.weight.copy_(normal(*folded.weight.shape) * (folded.weight[0].numel() ** -0.5))
@@ -46,8 +48,8 @@ def test_frozen_convolution(case, backend, layout, dtype, end):
     exact = exact + exact_residual
     exact = exact.relu() if "relu" in end else exact
     with use_backend(backend):
-        taken = _takes(x.device, dtype, folded.settings)
-        assert taken == (known and ops.conv_is_fast(x.device, dtype))
+        has = known is not None and ops.has_kernel(known, x.device, dtype)
+        assert _kernel(x, dtype, folded.weight, folded.settings) == (known if has else None)
         found = add_relu(nn.Sequential(folded), x, residual, nn.ReLU()) if "residual" in end else folded(x)
     assert found.dtype == dtype and found.shape == exact.shape
     eps = max(torch.finfo(dtype).eps, folded.weight[0].numel() ** 0.5 * torch.finfo(torch.float32).eps)

@@ -11,7 +11,7 @@ def _randn(g, dtype, *shape):
     return torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=LAST)
 
 
-def _case(
+def case(
     g, dtype, batch, cin, cout, side, kernel=3, stride=1, padding=1, *, transposed=False, relu=False, around=False,
     height=None,
 ):  # fmt: skip
@@ -36,30 +36,30 @@ def _case(
 
 
 def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
-    case = partial(_case, g, dtype)
+    make = partial(case, g, dtype)
     found = {
-        "empty": case(0, 4, 8, 5),
-        "one": case(1, 1, 1, 1, kernel=1, padding=0),
-        "odd": case(3, 37, 43, 9, 5, 2, 2, height=11, around=True, relu=True),
-        "odd_back": case(3, 43, 37, 9, 5, 2, 2, height=11, around=True, transposed=True),
-        "blocks": case(67, 64, 96, 8, around=True, relu=True),
-        "blocks_back": case(67, 96, 64, 8, around=True, transposed=True),
-        "mixed": case(33, 70, 20, 6, 3, 2, 1, around=True),
-        "mixed_back": case(33, 20, 70, 6, 3, 2, 1, around=True, transposed=True),
-        "few_channels": case(40, 3, 64, 12, relu=True),
-        "few_channels_back": case(40, 3, 64, 12, transposed=True),
-        "few_channels_gated": case(5, 3, 16, 7, around=True),
-        "wide_kernel": case(5, 3, 24, 21, 7, 2, 3, around=True),
-        "unpadded": case(4, 18, 8, 9, 5, 1, 0),
-        "corner": case(4, 20, 33, 2, 5, 1, 2),  # most taps fall on the padding
-        "point": case(20, 64, 130, 5, 1, 2, 0, around=True),
-        "point_back": case(20, 64, 130, 5, 1, 2, 0, around=True, transposed=True),  # most pixels get nothing
-        "skipping": case(9, 34, 34, 11, 3, 4, 0),
-        "skipping_back": case(9, 34, 34, 11, 3, 4, 0, transposed=True),
-        "large": case(2, 32, 32, 70, height=140, relu=True),  # rows in bands
-        "large_back": case(2, 32, 32, 70, height=140, transposed=True),
-        "ties": case(6, 32, 32, 4, around=True, relu=True),
-        "huge": case(6, 40, 32, 4, relu=True),
+        "empty": make(0, 4, 8, 5),
+        "one": make(1, 1, 1, 1, kernel=1, padding=0),
+        "odd": make(3, 37, 43, 9, 5, 2, 2, height=11, around=True, relu=True),
+        "odd_back": make(3, 43, 37, 9, 5, 2, 2, height=11, around=True, transposed=True),
+        "blocks": make(67, 64, 96, 8, around=True, relu=True),
+        "blocks_back": make(67, 96, 64, 8, around=True, transposed=True),
+        "mixed": make(33, 70, 20, 6, 3, 2, 1, around=True),
+        "mixed_back": make(33, 20, 70, 6, 3, 2, 1, around=True, transposed=True),
+        "few_channels": make(40, 3, 64, 12, relu=True),
+        "few_channels_back": make(40, 3, 64, 12, transposed=True),
+        "few_channels_gated": make(5, 3, 16, 7, around=True),
+        "wide_kernel": make(5, 3, 24, 21, 7, 2, 3, around=True),
+        "unpadded": make(4, 18, 8, 9, 5, 1, 0),
+        "corner": make(4, 20, 33, 2, 5, 1, 2),  # most taps fall on the padding
+        "point": make(20, 64, 130, 5, 1, 2, 0, around=True),
+        "point_back": make(20, 64, 130, 5, 1, 2, 0, around=True, transposed=True),  # most pixels get nothing
+        "skipping": make(9, 34, 34, 11, 3, 4, 0),
+        "skipping_back": make(9, 34, 34, 11, 3, 4, 0, transposed=True),
+        "large": make(2, 32, 32, 70, height=140, relu=True),  # rows in bands
+        "large_back": make(2, 32, 32, 70, height=140, transposed=True),
+        "ties": make(6, 32, 32, 4, around=True, relu=True),
+        "huge": make(6, 40, 32, 4, relu=True),
     }
     # gates of zero, of either sign, and NaN; sums of exactly zero; rounding to bf16 at ties
     ties = found["ties"]
@@ -76,14 +76,14 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     huge["x"][0, 0, 0, 0] = torch.nan
     huge["x"][1, 1, 0, 0] = torch.inf
     # other layouts of the weight
-    found["weight_contiguous"] = case(5, 40, 48, 6) | dict(weight=_randn(g, dtype, 48, 40, 3, 3).contiguous() / 20)
-    found["weight_transposed"] = case(5, 40, 48, 6, transposed=True, around=True)
+    found["weight_contiguous"] = make(5, 40, 48, 6) | dict(weight=_randn(g, dtype, 48, 40, 3, 3).contiguous() / 20)
+    found["weight_transposed"] = make(5, 40, 48, 6, transposed=True, around=True)
     found["weight_transposed"]["weight"] = (_randn(g, dtype, 48, 40, 3, 3) / 20).contiguous()
     return found
 
 
 def bad(g: torch.Generator) -> dict:
-    ok = _case(g, torch.bfloat16, 3, 8, 16, 6, around=True)
+    ok = case(g, torch.bfloat16, 3, 8, 16, 6, around=True)
     return {
         "x_planar": ok | dict(x=ok["x"].contiguous()),
         "x_dimensions": ok | dict(x=ok["x"][0]),
@@ -111,7 +111,7 @@ def bench() -> dict:
 
     def make(channels, side, back):
         g = torch.Generator().manual_seed(0)
-        return _case(g, torch.bfloat16, 128, channels, channels, side, transposed=back, relu=not back)
+        return case(g, torch.bfloat16, 128, channels, channels, side, transposed=back, relu=not back)
 
     shapes = ((64, 32), (128, 16), (256, 8), (512, 4))
     return {
