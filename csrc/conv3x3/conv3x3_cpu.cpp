@@ -113,32 +113,34 @@ FASTUE_V4 void pack(const Job& job, int64_t out, int64_t in, float* to, int64_t 
   }
 }
 
-// Tiles [first, last): v[36][blocks][tiles][16], the padding being zero.
-FASTUE_V4 void fill(const Job& job, int64_t first, int64_t last, int64_t tiles, float* v, int64_t step) {
-  const int64_t blocks = job.blocks();
+// Tiles [first, last): v[36][blocks][tiles][16], the padding being zero: of `nothing`, as many zeros as channels.
+template <bool kGate>
+FASTUE_V4 void fill(const Job& job, int64_t first, int64_t last, int64_t tiles, float* v, int64_t step,
+                    const float* nothing) {
   for (int64_t tile = first; tile < last; ++tile) {
     const Place place = place_of(job, tile);
-    int64_t rows[6], cols[6];  // offsets, of some other pixel where there is none
-    bool row_is[6], col_is[6];
-    for (int64_t k = 0; k < 6; ++k) {
-      const int64_t row = place.row - 1 + k, col = place.col - 1 + k;
-      row_is[k] = row >= 0 && row < job.height;
-      col_is[k] = col >= 0 && col < job.width;
-      rows[k] = (place.picture * job.height + (row_is[k] ? row : 0)) * job.width * job.channels;
-      cols[k] = (col_is[k] ? col : 0) * job.channels;
-    }
+    const float *pixels[kPlaces], *gates[kPlaces];
+    for (int64_t i = 0; i < kReach; ++i)
+      for (int64_t j = 0; j < kReach; ++j) {
+        const int64_t row = place.row - 1 + i, col = place.col - 1 + j;
+        const bool inside = row >= 0 && row < job.height && col >= 0 && col < job.width;
+        const int64_t at = ((place.picture * job.height + row) * job.width + col) * job.channels;
+        pixels[i * kReach + j] = inside ? job.x + at : nothing;
+        if (kGate) gates[i * kReach + j] = inside ? job.gate + at : nothing;
+      }
     float* to = v + (tile - first) * kLanes;
-    for (int64_t b = 0; b < blocks; ++b, to += tiles * kLanes) {
-      const __mmask16 mask = lanes(job.channels - b * kLanes);
+    for (int64_t channel = 0; channel < job.channels; channel += kLanes, to += tiles * kLanes) {
+      const __mmask16 mask = lanes(job.channels - channel);
       __m512 half[6][6], line[6];
       for (int j = 0; j < 6; ++j) {
         __m512 d[6];
         for (int i = 0; i < 6; ++i) {
-          const int64_t at = rows[i] + cols[j] + b * kLanes;
-          __mmask16 live = row_is[i] && col_is[j] ? mask : 0;
-          if (job.gate)  // all but what is <= 0: NaN passes
-            live = _mm512_mask_cmp_ps_mask(live, _mm512_maskz_loadu_ps(live, job.gate + at), _mm512_setzero_ps(), _CMP_NLE_UQ);
-          d[i] = _mm512_maskz_loadu_ps(live, job.x + at);
+          __mmask16 open = mask;
+          if constexpr (kGate) {  // all but what is <= 0: NaN passes
+            const __m512 gate = _mm512_maskz_loadu_ps(mask, gates[i * 6 + j] + channel);
+            open = _mm512_mask_cmp_ps_mask(mask, gate, _mm512_setzero_ps(), _CMP_NLE_UQ);
+          }
+          d[i] = _mm512_maskz_loadu_ps(open, pixels[i * 6 + j] + channel);
         }
         transform_source(d, line);
         for (int i = 0; i < 6; ++i) half[i][j] = line[i];
@@ -195,10 +197,10 @@ FASTUE_V4 void finish(const Job& job, int64_t first, int64_t last, int64_t chann
     }
     const int64_t rows = std::min(kSide, job.height - place.row), cols = std::min(kSide, job.width - place.col);
     int64_t at = ((place.picture * job.height + place.row) * job.width + place.col) * job.out_channels + channel;
-    for (int64_t i = 0; i < rows; ++i, at += job.width * job.out_channels) {
+    for (int i = 0; i < 4 && i < rows; ++i, at += job.width * job.out_channels) {
       __m512 y[4];
       transform_products(half[i], y);
-      for (int64_t j = 0; j < cols; ++j) {
+      for (int j = 0; j < 4 && j < cols; ++j) {
         const int64_t to = at + j * job.out_channels;
         __m512 sum = _mm512_add_ps(y[j], bias);
         if (job.residual) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, job.residual + to));
@@ -241,11 +243,13 @@ void run(const Job& job) {
   torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
     static thread_local Buffer memory;
     const int64_t step_v = apart(blocks * tiles * kLanes), step_m = apart(kPanels * 2 * tiles * kLanes);
-    float* v = reinterpret_cast<float*>(memory.get(kPlaces * (step_v + step_m) * 4));
-    float* m = v + kPlaces * step_v;
+    float* v = reinterpret_cast<float*>(memory.get((kPlaces * (step_v + step_m) + blocks * kLanes) * 4));
+    float *m = v + kPlaces * step_v, *nothing = m + kPlaces * step_m;
+    std::fill_n(nothing, blocks * kLanes, 0.0f);
     for (int64_t group = begin; group < end; ++group) {
       const int64_t first = group * tiles, last = std::min(first + tiles, all);
-      fill(job, first, last, tiles, v, step_v);
+      job.gate ? fill<true>(job, first, last, tiles, v, step_v, nothing)
+               : fill<false>(job, first, last, tiles, v, step_v, nothing);
       for (int64_t p0 = 0; p0 < panels; p0 += kPanels) {
         const int64_t p1 = std::min(p0 + kPanels, panels);
         for (int64_t i = 0; i < kPlaces; ++i)

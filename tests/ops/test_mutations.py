@@ -26,6 +26,7 @@ TILE = "csrc/common/tile_cpu.cpp"
 SHARED = "csrc/common/pictures.h"
 AMX = "csrc/common/amx.h"
 CONV = "csrc/conv/conv_cpu.cpp"
+WINOGRAD = "csrc/conv3x3/conv3x3_cpu.cpp"
 WEIGHTS = "csrc/conv_weights/conv_weights_cpu.cpp"
 
 HEALTHY = ("cpp", "csrc/bindings.cpp", "PyMODINIT_FUNC", "PyMODINIT_FUNC")
@@ -95,6 +96,21 @@ MUTANTS = {
     "amx: only the last group of pictures": ("amx", WEIGHTS, "_mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(part + i))", "_mm512_load_ps(part + i)"),
     "amx: taps of the neighbour": ("amx", WEIGHTS, "pairs.data() + ends[tap], sets", "pairs.data() + ends[0], sets"),
     "amx: sums written transposed": ("amx", WEIGHTS, "sums[(i / 16 * 2 + k / 16)", "sums[(k / 16 * 2 + i / 16)"),
+    "winograd: the kernel turned round both ways": ("v4", WINOGRAD, "if (transposed) {", "if (true) {"),
+    "winograd: a gate of zero is open": ("v4", WINOGRAD, "_CMP_NLE_UQ", "_CMP_NLT_UQ"),
+    "winograd: a gate of NaN is closed": ("v4", WINOGRAD, "_CMP_NLE_UQ", "_CMP_GT_OQ"),
+    "winograd: a tile at the edge writes on": ("v4", WINOGRAD, "rows = std::min(kSide, job.height - place.row)", "rows = kSide"),
+    "winograd: the pixel beside the picture": ("v4", WINOGRAD, "col < job.width;", "col <= job.width;"),
+    "winograd: ReLU swallows a NaN": ("v4", WINOGRAD, "_mm512_max_ps(zero, sum)", "_mm512_max_ps(sum, zero)"),
+    "winograd: residual of the first pixel of a row": ("v4", WINOGRAD, "job.residual + to", "job.residual + at"),
+    "winograd: bias of the first channels": ("v4", WINOGRAD, "job.bias + channel", "job.bias"),
+    "winograd: last channel forgotten": ("v4", WINOGRAD, "(1u << count) - 1", "(1u << (count - 1)) - 1"),
+    "winograd: first channels for all": ("v4", WINOGRAD, "pixels[i * 6 + j] + channel", "pixels[i * 6 + j]"),
+    "winograd: wrong sign at a point": ("v4", WINOGRAD, "v[4] = _mm512_sub_ps(even_b, odd_b)", "v[4] = _mm512_add_ps(even_b, odd_b)"),
+    "winograd: scale of another point": ("v4", WINOGRAD, "1 / (2 * kBB * (kBB - kAA))", "1 / (2 * kBB * (kBB + kAA))"),
+    "winograd: last tiles of a group not multiplied": ("v4", WINOGRAD, "t < last - first; t += kRows", "t + kRows <= last - first; t += kRows"),
+    "winograd: whole lines past the last channel": ("v4", WINOGRAD, "job.out_channels % kLanes == 0 &&", "true &&"),
+    "winograd: another panel's sums": ("v4", WINOGRAD, "m + half * tiles * kLanes", "m"),
     "triton: last block unmasked": ("triton", "kernels/linf_step.py", "known = (e < C * area) & (row >= 0)", "known = (e >= 0) & (row >= 0)"),
     "triton: pixel counted in the wrong layout": ("triton", "kernels/_common.py", "return e % C, e // C", "return e // area, e % area"),
     "triton: missing clamp to valid pixels": ("triton", "kernels/linf_step.py", "-eps, eps), -p, 1.0 - p)", "-eps, eps), -1.0, 1.0)"),
@@ -201,8 +217,9 @@ def build(mutant, folder: Path, objects: Callable[[bool], dict[str, Path]]) -> P
 def judge(mutant, place: Path) -> subprocess.CompletedProcess:
     kind = "triton" if mutant[0] == "triton" else "cpp"
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    tiles = mutant[0] in ("v4", "amx") and torch.cpu._is_amx_tile_supported()
-    absent = [] if tiles or kind == "triton" else ["conv", "conv_weights"]  # no portable code
+    by_hand = mutant[0] in ("v4", "amx")
+    absent = [] if by_hand else ["conv3x3"]  # no portable code
+    absent += [] if by_hand and torch.cpu._is_amx_tile_supported() else ["conv", "conv_weights"]
     command = [sys.executable, "-c", RUNNER, kind, str(place), *absent]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 

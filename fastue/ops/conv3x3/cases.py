@@ -27,6 +27,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "large_weights": case(30, 128, 144, 8, around=True),
         "large_weights_back": case(30, 128, 144, 8, around=True, transposed=True),
         "large_output": case(1, 8, 32, 160, height=260, around=True, relu=True),  # written past the cache
+        "large_output_odd": case(1, 5, 24, 211, relu=True),
         "ties": case(6, 32, 32, 4, around=True, relu=True),
         "huge": case(6, 40, 32, 6, relu=True),
         "weight_contiguous": case(5, 40, 48, 6),
