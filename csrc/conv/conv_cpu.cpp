@@ -77,10 +77,13 @@ FASTUE_AMX void multiply(const Job& job, const char* left, int64_t left_step, co
   for (int64_t b = job.blocks(); b > 0; --b, left += left_step, right += right_step)
     for (const Tap* tap = taps; tap < end; ++tap) {
       const char *l = left + tap->left, *r = right + tap->right * kStep;
+      const char* next = tap + 1 < end ? left + tap[1].left : left + left_step + taps->left;
       _tile_loadd(4, l, kRowBytes);
       _tile_loadd(6, r, kRowBytes);
       if constexpr (kLeft == 2) _tile_loadd(5, l + kTileBytes, kRowBytes);
       if constexpr (kRight == 2) _tile_loadd(7, r + kTileBytes, kRowBytes);
+#pragma GCC unroll 32
+      for (int k = 0; k < kLeft * 16; ++k) _mm_prefetch(next + k * kRowBytes, _MM_HINT_T0);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (kLeft == 2) _tile_dpbf16ps(2, 5, 6);
       if constexpr (kRight == 2) _tile_dpbf16ps(1, 4, 7);
