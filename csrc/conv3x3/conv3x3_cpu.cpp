@@ -4,7 +4,7 @@
 // Sixteen outputs, a 4x4 tile, take 36 products for each input and output channel instead of 144: y = A'[(G g G') *
 // (B' d B)]A, where * is a product of matrices over the channels at each of 36 places. Some tiles at a time are taken
 // through all three steps, so that what lies between the steps stays in the L2 cache. The points are 0, +-3/4, +-3/2
-// and infinity: all numbers in A and B are exact, and the error is a third of that with the usual 0, +-1, +-2.
+// and infinity: all numbers in A and B are exact, and less is lost to rounding than with the usual 0, +-1, +-2.
 #include "../common/conv.h"
 
 #if defined(FASTUE_X86_CLONES)
