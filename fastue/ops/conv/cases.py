@@ -106,16 +106,16 @@ def bad(g: torch.Generator) -> dict:
     }
 
 
-def bench() -> dict:
+def bench(case=case, dtype: torch.dtype = torch.bfloat16) -> dict:
     """The 3x3 convolutions of a ResNet-18 for CIFAR, forward and input gradient, a batch of 128."""
 
     def make(channels, side, back):
         g = torch.Generator().manual_seed(0)
-        return case(g, torch.bfloat16, 128, channels, channels, side, transposed=back, relu=not back)
+        return case(g, dtype, 128, channels, channels, side, transposed=back, relu=not back)
 
     shapes = ((64, 32), (128, 16), (256, 8), (512, 4))
     return {
-        f"{channels}x{side}{'-back' if back else ''}-bfloat16": partial(make, channels, side, back)
+        f"{channels}x{side}{'-back' if back else ''}-{str(dtype)[6:]}": partial(make, channels, side, back)
         for channels, side in shapes
         for back in (False, True)
     }

@@ -67,14 +67,4 @@ def bad(g: torch.Generator) -> dict:
 
 
 def bench() -> dict:
-    """As those of conv: a ResNet-18 for CIFAR, forward and input gradient, a batch of 128."""
-
-    def make(channels, side, back):
-        g = torch.Generator().manual_seed(0)
-        return _case(g, torch.float32, 128, channels, channels, side, transposed=back, relu=not back)
-
-    return {
-        f"{channels}x{side}{'-back' if back else ''}-float32": partial(make, channels, side, back)
-        for channels, side in ((64, 32), (128, 16), (256, 8), (512, 4))
-        for back in (False, True)
-    }
+    return of_conv.bench(_case, torch.float32)
