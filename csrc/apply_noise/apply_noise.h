@@ -7,8 +7,7 @@ namespace fastue {
 
 struct ApplyNoise {
   Pictures x, noise, out;
-  bool x_crossed, out_crossed;
-  Layout layout;
+  uint32_t channels, area;  // area = H*W
   const int64_t* index;
   int64_t batch, rows;
   float scale;
@@ -16,7 +15,7 @@ struct ApplyNoise {
   const int64_t* ids;  // null: no crop and flip
   uint64_t seed;
   int64_t epoch, pad;
-  int32_t height, width;
+  uint32_t height, width;
   bool flip;
 };
 

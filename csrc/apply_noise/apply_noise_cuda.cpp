@@ -15,14 +15,13 @@ void apply_noise(const Tensor& x, const Tensor& noise, const Tensor& index, cons
   STD_TORCH_CHECK(job.x.type == Type::u8 && (job.noise.type == Type::f32 || job.noise.type == Type::s8) &&
                       job.out.type != Type::u8 && job.out.type != Type::s8,
                   "x must be uint8, noise float32 or int8, out float32, bfloat16 or float16");
-  job.layout = layout_of(x, job.noise);
+  job.channels = static_cast<uint32_t>(x.size(1));
+  job.area = area_of(x, x.size(0));
   job.index = numbers(index, x, "index");
   job.batch = x.size(0);
   job.rows = noise.size(0);
   job.scale = static_cast<float>(scale);
   job.norm = normalisation(mean, std, x.size(1));
-  job.x_crossed = crossed(job.x, job.layout);
-  job.out_crossed = crossed(job.out, job.layout);
   if (ids.has_value()) {
     job.ids = numbers(*ids, x, "ids");
     job.seed = static_cast<uint64_t>(seed);
@@ -30,10 +29,9 @@ void apply_noise(const Tensor& x, const Tensor& noise, const Tensor& index, cons
     STD_TORCH_CHECK(pad >= 0 && pad < (1 << 15), "pad must be between 0 and 32767");
     job.pad = pad;
     job.flip = flip;
-    job.height = static_cast<int32_t>(x.size(2));
-    job.width = static_cast<int32_t>(x.size(3));
+    job.height = static_cast<uint32_t>(x.size(2));
+    job.width = static_cast<uint32_t>(x.size(3));
   }
-  check_grid(job.batch, job.layout);
   on_stream_of(x, [&](cudaStream_t stream) { return launch_apply_noise(job, stream); });
 }
 

@@ -5,62 +5,65 @@
 namespace fastue {
 namespace {
 
-__device__ FASTUE_INLINE float protect(float x, float n, const ApplyNoise& job) {
-  if (job.noise.type == Type::s8) n *= job.scale;
-  return clamp(pixel(static_cast<uint8_t>(x)) + n, 0.0f, 1.0f);
+// The pixel that comes to lie at `to` of picture i; false where it is border.
+__device__ FASTUE_INLINE bool source(const ApplyNoise& job, int64_t i, uint32_t to, uint32_t& from) {
+  const CropFlip crop = crop_flip(job.ids[i], job.seed, job.epoch, job.pad, job.flip);
+  const uint32_t line = to / job.width, column = to - line * job.width;
+  const int64_t y = line + crop.down;
+  const int64_t x = (crop.mirrored ? job.width - 1 - column : column) + crop.right;
+  from = static_cast<uint32_t>(y * job.width + x);
+  return y >= 0 && y < job.height && x >= 0 && x < job.width;
 }
 
-template <bool VECTOR>
-__global__ void __launch_bounds__(kThreads) apply_noise_kernel(const __grid_constant__ ApplyNoise job, int64_t blocks) {
-  const int64_t i = blockIdx.x / blocks;
-  const uint32_t e = (static_cast<uint32_t>(blockIdx.x % blocks) * kThreads + threadIdx.x) * kVec;
-  if (e >= job.layout.size) return;
-  const int64_t row = job.index[i];
+// Cropped pixels are read one at a time: a row of the output starts anywhere in a row of the picture.
+template <class N, class O, int C, bool VECTOR>
+__global__ void __launch_bounds__(kThreads) apply_noise_kernel(const __grid_constant__ ApplyNoise job) {
+  constexpr int P = kPixels<VECTOR>;
+  const int64_t i = blockIdx.x, row = job.index[i];
+  const uint32_t first = (blockIdx.y * kThreads + threadIdx.x) * P;
+  if (first >= job.area) return;
+
   const bool known = row >= 0 && row < job.rows;
-  float v[kVec];
-  if (!known) {
-    for (int j = 0; j < kVec; ++j) v[j] = __int_as_float(0x7FC00000);  // NaN: an error here would stop the device
-  } else if (VECTOR || job.ids == nullptr) {
-    float n[kVec];
-    read<VECTOR>(job.x, job.layout, i, e, job.x_crossed, v);
-    read<VECTOR>(job.noise, job.layout, row, e, false, n);
-    for (int j = 0; j < kVec; ++j) v[j] = protect(v[j], n[j], job);
-  } else {
-    const CropFlip crop = crop_flip(job.ids[i], job.seed, job.epoch, job.pad, job.flip);
-    for (int j = 0; j < kVec; ++j) {
-      v[j] = 0.0f;
-      if (e + j >= job.layout.size) continue;
-      const uint32_t c = job.layout.channel(e + j), to = job.layout.pixel_of(e + j);
-      const int32_t line = static_cast<int32_t>(to) / job.width;
-      const int64_t y = line + crop.down;
-      const int32_t q = static_cast<int32_t>(to) - line * job.width;
-      const int64_t column = (crop.mirrored ? job.width - 1 - q : q) + crop.right;
-      if (y < 0 || y >= job.height || column < 0 || column >= job.width) continue;
-      const uint32_t from = static_cast<uint32_t>(y * job.width + column);
-      const uint32_t own = job.layout.interleaved ? from * job.layout.channels + c : c * job.layout.area + from;
-      const uint32_t x_at = job.x_crossed ? job.layout.other(c, from) : own;
-      v[j] = protect(get(job.x, i * job.layout.size + x_at), get(job.noise, row * job.layout.size + own), job);
+  uint32_t from = first;
+  bool visible = known;
+  if (!VECTOR && job.ids != nullptr) visible = source(job, i, first, from) && known;
+  Share<uint8_t, C, P> x;
+  Share<N, C, P> noise;
+  if (visible) {
+    x = Share<uint8_t, C, P>(job.x, i, job.area, from);
+    noise = Share<N, C, P>(job.noise, row, job.area, from);
+  }
+  float v[C][P];
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+#pragma unroll
+    for (int q = 0; q < P; ++q) {
+      float n = noise.get(c, q);
+      if (std::is_same_v<N, int8_t>) n *= job.scale;
+      v[c][q] = visible ? clamp(pixel(static_cast<uint8_t>(x.get(c, q))) + n, 0.0f, 1.0f) : 0.0f;
+      if (!known) v[c][q] = __int_as_float(0x7FC00000);  // NaN: an error here would stop the device
     }
   }
-  if (job.norm.on) normalise(v, job.norm, job.layout, e);
-  write<VECTOR>(job.out, job.layout, i, e, job.out_crossed, v);
+  store_input<O>(v, job.norm, job.out, i, job.area, first);
 }
 
 }  // namespace
 
 cudaError_t launch_apply_noise(const ApplyNoise& job, cudaStream_t stream) {
-  if (job.batch == 0 || job.layout.size == 0) return cudaSuccess;
-  const int64_t blocks = blocks_per_picture(job.layout);
-  const bool vector = job.ids == nullptr && vector_ready(job.noise, job.layout, false) &&
-                      vector_ready(job.x, job.layout, job.x_crossed) &&
-                      vector_ready(job.out, job.layout, job.out_crossed);
-  const dim3 grid(static_cast<unsigned>(job.batch * blocks));
-  if (vector) {
-    apply_noise_kernel<true><<<grid, kThreads, 0, stream>>>(job, blocks);
-  } else {
-    apply_noise_kernel<false><<<grid, kThreads, 0, stream>>>(job, blocks);
-  }
-  return cudaGetLastError();
+  if (job.batch == 0 || job.area == 0) return cudaSuccess;
+  const bool vector = job.ids == nullptr && vector_ready(job.noise, job.area) && vector_ready(job.x, job.area) &&
+                      vector_ready(job.out, job.area);
+  return by_bank(job.noise.type, [&](auto bank) {
+    return by_float(job.out.type, [&](auto out) {
+      return by_shape(job.channels, vector, [&](auto channels, auto by_four) {
+        constexpr bool kVector = decltype(by_four)::value;
+        const dim3 grid = grid_of(job.batch, job.area, kThreads * kPixels<kVector>);
+        apply_noise_kernel<decltype(bank), decltype(out), decltype(channels)::value, kVector>
+            <<<grid, kThreads, 0, stream>>>(job);
+        return cudaGetLastError();
+      });
+    });
+  });
 }
 
 }  // namespace fastue

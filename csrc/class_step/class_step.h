@@ -7,9 +7,9 @@ namespace fastue {
 
 struct ClassStep {
   Pictures noise, grad, x;
-  bool grad_crossed, x_crossed;
-  Layout layout;
+  uint32_t channels, area;  // area = H*W
   const int64_t* y;
+  int64_t *order, *bounds;  // scratch: [batch] and [2 * classes]
   int64_t batch, classes;
   float step, eps;  // step < 0 ascends
 };

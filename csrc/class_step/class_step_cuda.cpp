@@ -14,15 +14,16 @@ void class_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const 
   STD_TORCH_CHECK(job.x.type == Type::u8 && job.noise.type == Type::f32 && job.grad.type != Type::u8 &&
                       job.grad.type != Type::s8,
                   "x must be uint8, noise float32, grad float32, bfloat16 or float16");
-  job.layout = layout_of(x, job.noise);
+  job.channels = static_cast<uint32_t>(x.size(1));
+  job.area = area_of(x, noise.size(0));
   job.y = numbers(y, x, "y");
   job.batch = x.size(0);
   job.classes = noise.size(0);
   job.step = static_cast<float>(ascend ? -step : step);
   job.eps = static_cast<float>(eps);
-  job.grad_crossed = crossed(job.grad, job.layout);
-  job.x_crossed = crossed(job.x, job.layout);
-  check_grid(job.classes, job.layout);
+  const Tensor order = torch::stable::empty_like(y), bounds = torch::stable::new_empty(y, {2 * job.classes});
+  job.order = order.mutable_data_ptr<int64_t>();
+  job.bounds = bounds.mutable_data_ptr<int64_t>();
   on_stream_of(x, [&](cudaStream_t stream) { return launch_class_step(job, stream); });
 }
 

@@ -1,57 +1,111 @@
-// class_step on CUDA: a block owns a piece of one class and walks the batch in order, so the sum has the same bits every
-// time and needs no atomics. The definition is fastue/ops/class_step/reference.py.
+// class_step on CUDA: first the samples of each class are listed, once; then a block owns a piece of one class and walks
+// its list. The list is in batch order, so the sum has the same bits every time and needs no atomics. The definition is
+// fastue/ops/class_step/reference.py.
 #include "class_step.h"
 
 namespace fastue {
 namespace {
 
+constexpr int kWarps = kThreads / 32;
+// With fewer blocks than this many a GPU idles: then a thread owns one pixel, and a block has few threads.
+constexpr int64_t kEnoughBlocks = 512;
+constexpr int kFewThreads = 64;
+
+// A block lists class k: order[bounds[2k]..bounds[2k+1]) are its samples, behind those of lower classes. A label that is
+// no class is in no list.
+__global__ void __launch_bounds__(kThreads) class_lists_kernel(const __grid_constant__ ClassStep job) {
+  __shared__ int of_warp[kWarps];
+  const int64_t k = blockIdx.x;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int64_t start = 0;
+  for (int64_t i = threadIdx.x; i - threadIdx.x < job.batch; i += kThreads)
+    start += __syncthreads_count(i < job.batch && job.y[i] >= 0 && job.y[i] < k);
+  int64_t end = start;
+  for (int64_t i = threadIdx.x; i - threadIdx.x < job.batch; i += kThreads) {
+    const bool mine = i < job.batch && job.y[i] == k;
+    const unsigned in_warp = __ballot_sync(0xFFFFFFFFu, mine);
+    if (lane == 0) of_warp[warp] = __popc(in_warp);
+    __syncthreads();
+    int64_t at = end + __popc(in_warp & ((1u << lane) - 1));
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp) at += of_warp[w];
+      end += of_warp[w];
+    }
+    if (mine) job.order[at] = i;
+    __syncthreads();  // before the next round overwrites of_warp
+  }
+  if (threadIdx.x == 0) {
+    job.bounds[2 * k] = start;
+    job.bounds[2 * k + 1] = end;
+  }
+}
+
 template <bool VECTOR>
-__global__ void __launch_bounds__(kThreads, 4) class_step_kernel(const __grid_constant__ ClassStep job, int64_t blocks) {
-  __shared__ int64_t labels[kThreads];
-  const int64_t k = blockIdx.x / blocks;
-  const uint32_t e = (static_cast<uint32_t>(blockIdx.x % blocks) * kThreads + threadIdx.x) * kVec;
-  const bool inside = e < job.layout.size;  // those outside still help to load labels
-  float n[kVec], g[kVec], x[kVec], total[kVec];
-  for (int j = 0; j < kVec; ++j) total[j] = 0.0f;
-  if (inside) read<VECTOR>(job.noise, job.layout, k, e, false, n);
-  int64_t count = 0;
-  for (int64_t first = 0; first < job.batch; first += kThreads) {
-    __syncthreads();
-    if (first + threadIdx.x < job.batch) labels[threadIdx.x] = job.y[first + threadIdx.x];
-    __syncthreads();
-    const int64_t last = job.batch - first < kThreads ? job.batch - first : kThreads;
-    for (int64_t s = 0; s < last; ++s) {
-      if (labels[s] != k) continue;
-      ++count;
-      if (!inside) continue;
-      read<VECTOR>(job.grad, job.layout, first + s, e, job.grad_crossed, g);
-      read<VECTOR>(job.x, job.layout, first + s, e, job.x_crossed, x);
-      for (int j = 0; j < kVec; ++j) {
-        const float p = pixel(static_cast<uint8_t>(x[j]));
-        total[j] += clamp(clamp(p + n[j], 0.0f, 1.0f) - moved(g[j], job.step) - p, -job.eps, job.eps);
+constexpr int kBlockThreads = VECTOR ? kThreads : kFewThreads;
+
+template <class G, int C, bool VECTOR>
+__global__ void __launch_bounds__(kBlockThreads<VECTOR>) class_step_kernel(const __grid_constant__ ClassStep job) {
+  constexpr int P = kPixels<VECTOR>;
+  constexpr int kAhead = P * C > 4 ? 1 : 4;  // samples whose loads are under way together, as registers allow
+  const int64_t k = blockIdx.x;
+  const int64_t start = job.bounds[2 * k], end = job.bounds[2 * k + 1];
+  const uint32_t first = (blockIdx.y * kBlockThreads<VECTOR> + threadIdx.x) * P;
+  if (start == end || first >= job.area) return;  // a class that is not in the batch keeps its noise
+
+  Share<float, C, P> noise(job.noise, k, job.area, first);
+  float total[C][P] = {};
+  for (int64_t s = start; s < end; s += kAhead) {
+    Share<G, C, P> grad[kAhead];
+    Share<uint8_t, C, P> x[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (s + a >= end) continue;
+      const int64_t i = job.order[s + a];
+      grad[a] = Share<G, C, P>(job.grad, i, job.area, first);
+      x[a] = Share<uint8_t, C, P>(job.x, i, job.area, first);
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (s + a >= end) continue;
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+#pragma unroll
+        for (int q = 0; q < P; ++q) {
+          const float p = pixel(static_cast<uint8_t>(x[a].get(c, q)));
+          const float moved_to = clamp(p + noise.get(c, q), 0.0f, 1.0f) - moved(grad[a].get(c, q), job.step);
+          total[c][q] += clamp(moved_to - p, -job.eps, job.eps);
+        }
       }
     }
   }
-  if (!inside || count == 0) return;  // a class that is not in the batch keeps its noise
-  for (int j = 0; j < kVec; ++j) n[j] = clamp(total[j] / static_cast<float>(count), -job.eps, job.eps);
-  write<VECTOR>(job.noise, job.layout, k, e, false, n);
+  const float count = static_cast<float>(end - start);
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+#pragma unroll
+    for (int q = 0; q < P; ++q) noise.set(c, q, clamp(total[c][q] / count, -job.eps, job.eps));
+  }
+  noise.store(job.noise, k, job.area, first);
 }
 
 }  // namespace
 
 cudaError_t launch_class_step(const ClassStep& job, cudaStream_t stream) {
-  if (job.batch == 0 || job.layout.size == 0 || job.classes == 0) return cudaSuccess;
-  const int64_t blocks = blocks_per_picture(job.layout);
-  const bool vector = vector_ready(job.noise, job.layout, false) &&
-                      vector_ready(job.grad, job.layout, job.grad_crossed) &&
-                      vector_ready(job.x, job.layout, job.x_crossed);
-  const dim3 grid(static_cast<unsigned>(job.classes * blocks));
-  if (vector) {
-    class_step_kernel<true><<<grid, kThreads, 0, stream>>>(job, blocks);
-  } else {
-    class_step_kernel<false><<<grid, kThreads, 0, stream>>>(job, blocks);
-  }
-  return cudaGetLastError();
+  if (job.batch == 0 || job.area == 0 || job.classes == 0) return cudaSuccess;
+  class_lists_kernel<<<static_cast<unsigned>(job.classes), kThreads, 0, stream>>>(job);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  const dim3 large = grid_of(job.classes, job.area, kThreads * kPixels<true>);
+  const bool vector = vector_ready(job.noise, job.area) && vector_ready(job.grad, job.area) &&
+                      vector_ready(job.x, job.area) && int64_t{large.x} * large.y >= kEnoughBlocks;
+  return by_float(job.grad.type, [&](auto grad) {
+    return by_shape(job.channels, vector, [&](auto channels, auto by_four) {
+      constexpr bool kVector = decltype(by_four)::value;
+      constexpr int kBlock = kBlockThreads<kVector>;
+      const dim3 grid = grid_of(job.classes, job.area, kBlock * kPixels<kVector>);
+      class_step_kernel<decltype(grad), decltype(channels)::value, kVector><<<grid, kBlock, 0, stream>>>(job);
+      return cudaGetLastError();
+    });
+  });
 }
 
 }  // namespace fastue

@@ -38,7 +38,13 @@ inline Type type_of(const Tensor& t, const char* name) {
 }
 
 // The checks of the Python side are repeated as far as memory safety needs them: this can be called without it.
+inline void same_device(const Tensor& t, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(t.get_device_index() == x.get_device_index(), name, " is on device ", t.get_device_index(),
+                  ", x is on device ", x.get_device_index());
+}
+
 inline Pictures pictures(const Tensor& t, const Tensor& x, const char* name) {
+  same_device(t, x, name);
   STD_TORCH_CHECK(t.dim() == 4 && x.dim() == 4, name, " and x must be [N, C, H, W]");
   for (int d = 1; d < 4; ++d) STD_TORCH_CHECK(t.size(d) == x.size(d), name, " and x differ in shape");
   STD_TORCH_CHECK(t.size(1) == 1 || t.size(1) == 3, "pictures have 1 or 3 channels");
@@ -61,6 +67,7 @@ inline const int64_t* numbers(const Tensor& t, const Tensor& x, const char* name
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.dim() == 1 && t.is_contiguous(), name,
                   " must be int64 [B], contiguous");
   STD_TORCH_CHECK(t.size(0) == x.size(0), name, " and x differ in batch size");
+  same_device(t, x, name);
   return t.const_data_ptr<int64_t>();
 }
 

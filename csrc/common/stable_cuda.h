@@ -10,15 +10,13 @@
 
 namespace fastue {
 
-inline Layout layout_of(const Tensor& x, const Pictures& bank) {
-  const int64_t area = x.size(2) * x.size(3), size = x.size(1) * area;
-  STD_TORCH_CHECK(size < (int64_t{1} << 31), "a picture has too many pixels for this kernel");
-  return {static_cast<uint32_t>(x.size(1)), static_cast<uint32_t>(area), static_cast<uint32_t>(size), bank.interleaved};
-}
-
-// A tensor that is both planar and interleaved (one channel, one pixel) is taken for planar, so look at the sizes too.
-inline bool crossed(const Pictures& t, const Layout& l) {
-  return t.data != nullptr && l.channels > 1 && l.area > 1 && t.interleaved != l.interleaved;
+// Pixels of a picture. Within one 32 bits do, and a grid has fewer than 2^31 pictures and 2^16 pieces.
+inline uint32_t area_of(const Tensor& x, int64_t pictures) {
+  const int64_t area = x.size(2) * x.size(3);
+  STD_TORCH_CHECK(area * x.size(1) < (int64_t{1} << 31) && area <= int64_t{65535} * 64,
+                  "a picture has too many pixels for this kernel: ", area);
+  STD_TORCH_CHECK(pictures < (int64_t{1} << 31), "too many pictures for one launch: ", pictures);
+  return static_cast<uint32_t>(area);
 }
 
 // Run on the device and the current stream of x; a failed launch is an error here, not later.
@@ -28,11 +26,6 @@ void on_stream_of(const Tensor& x, const F& launch) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   STD_CUDA_CHECK(launch(static_cast<cudaStream_t>(stream)));
-}
-
-// A grid has fewer than 2^31 blocks.
-inline void check_grid(int64_t batch, const Layout& l) {
-  STD_TORCH_CHECK(batch * blocks_per_picture(l) < (int64_t{1} << 31), "the batch is too large for one launch");
 }
 
 }  // namespace fastue

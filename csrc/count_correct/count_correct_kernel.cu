@@ -5,16 +5,18 @@
 namespace fastue {
 namespace {
 
+template <class T>
 __global__ void __launch_bounds__(kThreads) count_correct_kernel(const __grid_constant__ CountCorrect job) {
   const int64_t i = int64_t{blockIdx.x} * kRows + threadIdx.x / 32;
   const int64_t lane = threadIdx.x % 32;
   bool right = false;
   const int64_t k = i < job.batch ? job.y[i] : -1;  // the same in all lanes of a warp
   if (k >= 0 && k < job.classes) {
-    const float v = get(job.logits, i * job.classes + k);
+    const T* row = static_cast<const T*>(job.logits.data) + i * job.classes;
+    const float v = widened(row[k]);
     bool beaten = false;  // by an earlier one that is not smaller, by a later one that is greater; NaN tops all numbers
     for (int64_t j = lane; j < job.classes; j += 32) {
-      const float other = get(job.logits, i * job.classes + j);
+      const float other = widened(row[j]);
       beaten |= other > v || (j < k && other == v) || (other != other && (j < k || v == v));
     }
     right = !__any_sync(0xFFFFFFFFu, beaten) && lane == 0;
@@ -28,8 +30,11 @@ __global__ void __launch_bounds__(kThreads) count_correct_kernel(const __grid_co
 
 cudaError_t launch_count_correct(const CountCorrect& job, cudaStream_t stream) {
   if (job.batch == 0 || job.classes == 0) return cudaSuccess;
-  count_correct_kernel<<<static_cast<unsigned>((job.batch + kRows - 1) / kRows), kThreads, 0, stream>>>(job);
-  return cudaGetLastError();
+  return by_float(job.logits.type, [&](auto logits) {
+    const unsigned blocks = static_cast<unsigned>((job.batch + kRows - 1) / kRows);
+    count_correct_kernel<decltype(logits)><<<blocks, kThreads, 0, stream>>>(job);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace fastue

@@ -7,13 +7,16 @@ namespace fastue {
 
 struct L2Step {
   Pictures noise, grad, x, out;  // out.data null: no next input
-  bool grad_crossed, x_crossed, out_crossed;
-  Layout layout;
+  uint32_t channels, area;       // area = H*W
   const int64_t* index;
   int64_t batch, rows;
   double step, eps;  // step < 0 descends
+  double* sums;      // scratch [batch, 2, pieces]; null where a picture fits one block
   Normalisation norm;
 };
+
+// Pieces that a picture is worked on in; 1: a block reads it once and keeps it.
+int64_t pieces_of(const L2Step& job);
 
 cudaError_t launch_l2_step(const L2Step& job, cudaStream_t stream);
 

@@ -15,7 +15,8 @@ void l2_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Ten
   STD_TORCH_CHECK(job.x.type == Type::u8 && job.noise.type == Type::f32 && job.grad.type != Type::u8 &&
                       job.grad.type != Type::s8,
                   "x must be uint8, noise float32, grad float32, bfloat16 or float16");
-  job.layout = layout_of(x, job.noise);
+  job.channels = static_cast<uint32_t>(x.size(1));
+  job.area = area_of(x, x.size(0));
   job.index = numbers(index, x, "index");
   job.batch = x.size(0);
   job.rows = noise.size(0);
@@ -26,10 +27,9 @@ void l2_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Ten
     STD_TORCH_CHECK(job.out.type != Type::u8 && job.out.type != Type::s8, "out must be float32, bfloat16 or float16");
     job.norm = normalisation(mean, std, x.size(1));
   }
-  job.grad_crossed = crossed(job.grad, job.layout);
-  job.x_crossed = crossed(job.x, job.layout);
-  job.out_crossed = crossed(job.out, job.layout);
-  check_grid(job.batch, job.layout);
+  const int64_t pieces = pieces_of(job);
+  const Tensor sums = torch::stable::new_empty(index, {pieces > 1 ? 2 * job.batch * pieces : 0}, ScalarType::Double);
+  job.sums = pieces > 1 ? sums.mutable_data_ptr<double>() : nullptr;
   on_stream_of(x, [&](cudaStream_t stream) { return launch_l2_step(job, stream); });
 }
 

@@ -1,79 +1,152 @@
-// l2_step on CUDA: a block owns a sample and goes over it three times: the gradient's norm, the norm of the step, the
-// projection. The definition is fastue/ops/l2_step/reference.py.
+// l2_step on CUDA. It needs two norms of the whole picture: of the gradient, and of the noise after the step. A picture
+// that fits the registers of one block is read once. A larger one is cut into pieces, with a launch for each norm and
+// one for the projection, for as many pictures at a time as stay in the L2 cache: only the first launch reads memory.
+// The definition is fastue/ops/l2_step/reference.py.
 #include "l2_step.h"
 
 namespace fastue {
 namespace {
 
+constexpr int kMostThreads = 1024;
+constexpr int64_t kCacheBytes = int64_t{16} << 20;
+
+enum class Stage { whole, gradient, step, project };
+
 // Sum over the block, the same in every thread and in a fixed order.
 __device__ double block_sum(double v) {
-  __shared__ double parts[kThreads];
+  __shared__ double parts[kMostThreads];
   __syncthreads();
   parts[threadIdx.x] = v;
   __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
     __syncthreads();
   }
   return parts[0];
 }
 
-template <bool VECTOR>
-__global__ void __launch_bounds__(kThreads) l2_step_kernel(const __grid_constant__ L2Step job) {
-  const int64_t i = blockIdx.x, row = job.index[i];
+// The sum over a picture's pieces, of those that an earlier launch left.
+__device__ double sum_of_pieces(const double* sums, unsigned pieces) {
+  double v = 0;
+  for (unsigned p = threadIdx.x; p < pieces; p += blockDim.x) v += sums[p];
+  return block_sum(v);
+}
+
+template <class G, int C, bool VECTOR, Stage STAGE>
+__global__ void __launch_bounds__(STAGE == Stage::whole ? kMostThreads : kThreads)
+    l2_step_kernel(const __grid_constant__ L2Step job, int64_t picture) {
+  constexpr int P = kPixels<VECTOR>;
+  const int64_t i = picture + blockIdx.x, row = job.index[i];
   if (row < 0 || row >= job.rows) return;  // all threads alike
-  const uint32_t stride = kThreads * kVec;
-  float n[kVec], g[kVec], x[kVec];
-  double squares = 0;
-  for (uint32_t e = threadIdx.x * kVec; e < job.layout.size; e += stride) {
-    read<VECTOR>(job.grad, job.layout, i, e, job.grad_crossed, g);
-    for (int j = 0; j < kVec; ++j) squares += static_cast<double>(g[j]) * static_cast<double>(g[j]);
+  const uint32_t first = (blockIdx.y * blockDim.x + threadIdx.x) * P;
+  const bool inside = first < job.area;  // those outside still help to add
+  double* sums = job.sums + i * 2 * gridDim.y;
+
+  Share<G, C, P> grad;
+  Share<float, C, P> noise;
+  if (inside) {
+    grad = Share<G, C, P>(job.grad, i, job.area, first);
+    if (STAGE != Stage::gradient) noise = Share<float, C, P>(job.noise, row, job.area, first);
   }
-  double length = sqrt(block_sum(squares));
+
+  double squares = 0;
+  if (STAGE == Stage::whole || STAGE == Stage::gradient) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int q = 0; q < P; ++q) squares += static_cast<double>(grad.get(c, q)) * static_cast<double>(grad.get(c, q));
+    }
+    squares = block_sum(squares);
+  } else {
+    squares = sum_of_pieces(sums, gridDim.y);
+  }
+  if (STAGE == Stage::gradient) {
+    if (threadIdx.x == 0) sums[blockIdx.y] = squares;
+    return;
+  }
+  double length = sqrt(squares);
   const bool usable = length > 0 && isfinite(length);  // no direction, no move
   const float factor = usable ? static_cast<float>(job.step / length) : 0.0f;
-  squares = 0;
-  for (uint32_t e = threadIdx.x * kVec; e < job.layout.size; e += stride) {
-    read<VECTOR>(job.noise, job.layout, row, e, false, n);
-    read<VECTOR>(job.grad, job.layout, i, e, job.grad_crossed, g);
-    for (int j = 0; j < kVec; ++j) {
-      const double moved_to = usable ? n[j] + g[j] * factor : n[j];
-      squares += moved_to * moved_to;
-    }
+
+  float n[C][P];
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+#pragma unroll
+    for (int q = 0; q < P; ++q) n[c][q] = usable ? noise.get(c, q) + grad.get(c, q) * factor : noise.get(c, q);
   }
-  length = sqrt(block_sum(squares));
+  if (STAGE == Stage::project) {
+    squares = sum_of_pieces(sums + gridDim.y, gridDim.y);
+  } else {
+    squares = 0;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int q = 0; q < P; ++q) squares += static_cast<double>(n[c][q]) * static_cast<double>(n[c][q]);
+    }
+    squares = block_sum(squares);
+  }
+  if (STAGE == Stage::step) {
+    if (threadIdx.x == 0) sums[gridDim.y + blockIdx.y] = squares;
+    return;
+  }
+  if (!inside) return;
+  length = sqrt(squares);
   const float shrink = length > job.eps ? static_cast<float>(job.eps / length) : 1.0f;
-  for (uint32_t e = threadIdx.x * kVec; e < job.layout.size; e += stride) {
-    read<VECTOR>(job.noise, job.layout, row, e, false, n);
-    read<VECTOR>(job.grad, job.layout, i, e, job.grad_crossed, g);
-    read<VECTOR>(job.x, job.layout, i, e, job.x_crossed, x);
-    for (int j = 0; j < kVec; ++j) {
-      const float p = pixel(static_cast<uint8_t>(x[j]));
-      n[j] = clamp((usable ? n[j] + g[j] * factor : n[j]) * shrink, -p, 1.0f - p);
-      g[j] = clamp(p + n[j], 0.0f, 1.0f);
+
+  const Share<uint8_t, C, P> x(job.x, i, job.area, first);
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+#pragma unroll
+    for (int q = 0; q < P; ++q) {
+      const float p = pixel(static_cast<uint8_t>(x.get(c, q)));
+      const float projected = clamp(n[c][q] * shrink, -p, 1.0f - p);
+      noise.set(c, q, projected);
+      n[c][q] = clamp(p + projected, 0.0f, 1.0f);
     }
-    write<VECTOR>(job.noise, job.layout, row, e, false, n);
-    if (job.out.data == nullptr) continue;
-    if (job.norm.on) normalise(g, job.norm, job.layout, e);
-    write<VECTOR>(job.out, job.layout, i, e, job.out_crossed, g);
   }
+  noise.store(job.noise, row, job.area, first);
+  if (job.out.data != nullptr) store_next(n, job.norm, job.out, i, job.area, first);
+}
+
+bool by_fours(const L2Step& job) {
+  return vector_ready(job.noise, job.area) && vector_ready(job.grad, job.area) && vector_ready(job.x, job.area) &&
+         vector_ready(job.out, job.area);
+}
+
+template <class G, int C, bool VECTOR>
+cudaError_t launch(const L2Step& job, cudaStream_t stream) {
+  if (job.sums == nullptr) {
+    const int threads = job.area <= kThreads * kPixels<VECTOR> ? kThreads : kMostThreads;
+    l2_step_kernel<G, C, VECTOR, Stage::whole><<<static_cast<unsigned>(job.batch), threads, 0, stream>>>(job, 0);
+    return cudaGetLastError();
+  }
+  const int64_t bytes = int64_t{job.area} * C * (4 + static_cast<int64_t>(sizeof(G)) + 1);
+  const int64_t group = bytes < kCacheBytes ? kCacheBytes / bytes : 1;
+  for (int64_t i = 0; i < job.batch; i += group) {
+    const int64_t pictures = job.batch - i < group ? job.batch - i : group;
+    const dim3 grid = grid_of(pictures, job.area, kThreads * kPixels<VECTOR>);
+    l2_step_kernel<G, C, VECTOR, Stage::gradient><<<grid, kThreads, 0, stream>>>(job, i);
+    l2_step_kernel<G, C, VECTOR, Stage::step><<<grid, kThreads, 0, stream>>>(job, i);
+    l2_step_kernel<G, C, VECTOR, Stage::project><<<grid, kThreads, 0, stream>>>(job, i);
+  }
+  return cudaGetLastError();
 }
 
 }  // namespace
 
+int64_t pieces_of(const L2Step& job) {
+  const int64_t pixels = by_fours(job) ? kPixels<true> : kPixels<false>;
+  if (job.area <= kMostThreads * pixels) return 1;
+  return (job.area + kThreads * pixels - 1) / (kThreads * pixels);
+}
+
 cudaError_t launch_l2_step(const L2Step& job, cudaStream_t stream) {
-  if (job.batch == 0 || job.layout.size == 0) return cudaSuccess;
-  const bool vector = vector_ready(job.noise, job.layout, false) &&
-                      vector_ready(job.grad, job.layout, job.grad_crossed) &&
-                      vector_ready(job.x, job.layout, job.x_crossed) &&
-                      vector_ready(job.out, job.layout, job.out_crossed);
-  const dim3 grid(static_cast<unsigned>(job.batch));
-  if (vector) {
-    l2_step_kernel<true><<<grid, kThreads, 0, stream>>>(job);
-  } else {
-    l2_step_kernel<false><<<grid, kThreads, 0, stream>>>(job);
-  }
-  return cudaGetLastError();
+  if (job.batch == 0 || job.area == 0) return cudaSuccess;
+  return by_float(job.grad.type, [&](auto grad) {
+    return by_shape(job.channels, by_fours(job), [&](auto channels, auto by_four) {
+      return launch<decltype(grad), decltype(channels)::value, decltype(by_four)::value>(job, stream);
+    });
+  });
 }
 
 }  // namespace fastue

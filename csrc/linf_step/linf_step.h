@@ -7,8 +7,7 @@ namespace fastue {
 
 struct LinfStep {
   Pictures noise, grad, x, out;  // out.data null: no next input
-  bool grad_crossed, x_crossed, out_crossed;
-  Layout layout;
+  uint32_t channels, area;       // area = H*W
   const int64_t* index;
   int64_t batch, rows;
   float step, eps, scale, inverse;  // step < 0 ascends; inverse = 1/scale

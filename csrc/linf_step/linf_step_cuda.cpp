@@ -15,7 +15,8 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
   STD_TORCH_CHECK(job.x.type == Type::u8 && (job.noise.type == Type::f32 || job.noise.type == Type::s8) &&
                       job.grad.type != Type::u8 && job.grad.type != Type::s8,
                   "x must be uint8, noise float32 or int8, grad float32, bfloat16 or float16");
-  job.layout = layout_of(x, job.noise);
+  job.channels = static_cast<uint32_t>(x.size(1));
+  job.area = area_of(x, x.size(0));
   job.index = numbers(index, x, "index");
   job.batch = x.size(0);
   job.rows = noise.size(0);
@@ -28,6 +29,7 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
                         (mask->size(0) == 1 || mask->size(0) == x.size(0)) && mask->size(1) == 1 &&
                         mask->size(2) == x.size(2) && mask->size(3) == x.size(3),
                     "mask must be bool [B or 1, 1, H, W], contiguous");
+    same_device(*mask, x, "mask");
     job.mask = static_cast<const bool*>(mask->const_data_ptr());
     job.mask_shared = mask->size(0) == 1;
   }
@@ -36,10 +38,6 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
     STD_TORCH_CHECK(job.out.type != Type::u8 && job.out.type != Type::s8, "out must be float32, bfloat16 or float16");
     job.norm = normalisation(mean, std, x.size(1));
   }
-  job.grad_crossed = crossed(job.grad, job.layout);
-  job.x_crossed = crossed(job.x, job.layout);
-  job.out_crossed = crossed(job.out, job.layout);
-  check_grid(job.batch, job.layout);
   on_stream_of(x, [&](cudaStream_t stream) { return launch_linf_step(job, stream); });
 }
 

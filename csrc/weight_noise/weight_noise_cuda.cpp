@@ -18,8 +18,7 @@ void weight_noise(const Tensor& base, const Tensor& table, const Tensor& draws, 
   job.sigma = static_cast<float>(sigma);
   job.seed = static_cast<uint64_t>(seed);
   job.purpose = static_cast<uint32_t>(purpose);
-  STD_TORCH_CHECK(job.count * ((job.size + kPerBlock - 1) / kPerBlock) < (int64_t{1} << 31),
-                  "too many draws for one launch");
+  STD_TORCH_CHECK(job.count < (1 << 16), "too many draws for one launch: ", job.count, ", at most 65535");
   on_stream_of(base, [&](cudaStream_t stream) { return launch_weight_noise(job, stream); });
 }
 

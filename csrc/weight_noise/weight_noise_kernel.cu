@@ -6,18 +6,20 @@
 namespace fastue {
 namespace {
 
-__global__ void __launch_bounds__(kThreads) weight_noise_kernel(const __grid_constant__ WeightNoise job,
-                                                                uint32_t blocks) {
-  const int64_t k = blockIdx.x / blocks;
-  const int64_t counter = int64_t{blockIdx.x % blocks} * kThreads + threadIdx.x;
+template <class O>
+__global__ void __launch_bounds__(kThreads) weight_noise_kernel(const __grid_constant__ WeightNoise job) {
+  const int64_t k = blockIdx.y;
+  const int64_t counter = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (counter >= job.size / 4) return;
   const int64_t block = counter / kLanes, lane = counter % kLanes;
   const Words place = weight_counter(job.table[block], static_cast<uint32_t>(lane),
                                      static_cast<uint32_t>(job.draws[k]), job.purpose);
   const Normals z = normals(philox(place, job.seed));
+  O* out = static_cast<O*>(job.out.data) + k * job.size;
+#pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int64_t at = block * kBlock + lane + kLanes * i;
-    set(job.out, k * job.size + at, job.base[at] + job.sigma * z.v[i]);
+    out[at] = narrowed<O>(job.base[at] + job.sigma * z.v[i]);
   }
 }
 
@@ -25,8 +27,12 @@ __global__ void __launch_bounds__(kThreads) weight_noise_kernel(const __grid_con
 
 cudaError_t launch_weight_noise(const WeightNoise& job, cudaStream_t stream) {
   if (job.count == 0 || job.size == 0) return cudaSuccess;
-  const uint32_t blocks = static_cast<uint32_t>((job.size + kPerBlock - 1) / kPerBlock);
-  weight_noise_kernel<<<static_cast<unsigned>(job.count * blocks), kThreads, 0, stream>>>(job, blocks);
+  const dim3 grid(static_cast<unsigned>((job.size + kPerBlock - 1) / kPerBlock), static_cast<unsigned>(job.count));
+  if (job.out.type == Type::f32) {
+    weight_noise_kernel<float><<<grid, kThreads, 0, stream>>>(job);
+  } else {
+    weight_noise_kernel<__nv_bfloat16><<<grid, kThreads, 0, stream>>>(job);
+  }
   return cudaGetLastError();
 }
 
