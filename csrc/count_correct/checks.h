@@ -9,6 +9,7 @@ inline void check_count(const Tensor& logits, const Tensor& y, const Tensor& cou
   const Type type = type_of(logits, "logits");
   STD_TORCH_CHECK(type != Type::u8 && type != Type::s8 && logits.dim() == 2 && logits.is_contiguous(),
                   "logits must be float32, bfloat16 or float16 [B, K], contiguous");
+  STD_TORCH_CHECK(logits.size(1) > 0, "logits need at least one class");
   numbers(y, logits, "y");
   STD_TORCH_CHECK(counts.scalar_type() == ScalarType::Long && counts.dim() == 1 && counts.is_contiguous(),
                   "counts must be int64 [S], contiguous");

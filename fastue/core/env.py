@@ -19,7 +19,8 @@ def get(name: str) -> str:
 
 
 def backend() -> str:
-    return get("FASTUE_BACKEND").strip().lower()
+    name = os.environ.get("FASTUE_BACKEND")  # asked at every call of an op
+    return name.strip().lower() if name else "auto"
 
 
 def required_backends() -> frozenset[str]:

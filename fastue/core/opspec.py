@@ -6,6 +6,7 @@ Above PyTorch's dispatcher, because Triton and CUDA C++ share one dispatch key t
 
 import contextlib
 import contextvars
+import functools
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +21,17 @@ from fastue.core import env, native
 FLOAT32 = frozenset({torch.float32})
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 NAMES = ("auto", "reference", "cpp", "triton", "cuda")
+CAPABILITY = (8, 0)  # the oldest GPU that csrc/ is compiled for (setup.py) and that has Triton's bfloat16
+READY_CALLS = 4096  # remembered by an op; a call that is new costs its checks, no more
 
 _LIBRARY = torch.library.Library("fastue", "DEF")
 _REGISTRY: dict[str, "OpSpec"] = {}
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastue_backend", default=None)
+
+
+# Whether torch's modes (fake tensors, tracing) or transforms (vmap, grad) want to see every op.
+_len_dispatch_stack = torch._C._len_torch_dispatch_stack
+_in_functorch = torch._C._are_functorch_transforms_active
 
 
 class BackendError(RuntimeError):
@@ -112,6 +120,11 @@ class OpSpec:
         return {}
 
     @cached_property
+    def _ready(self) -> dict[tuple, Callable]:
+        """Native kernels of calls like earlier ones, which `call` need not check again."""
+        return {}
+
+    @cached_property
     def _functions(self) -> dict[str, tuple[Callable | None, str]]:
         return {}
 
@@ -129,35 +142,65 @@ class OpSpec:
 
     def why_not(self, backend: Backend, args: Sequence[Any], named: bool = True) -> list[str]:
         """Every reason why this backend cannot run this call; empty when it can."""
-        reasons = []
         function, missing = self.function(backend)
-        if function is None:
-            reasons.append(missing)
+        reasons = [] if function is not None else [missing]
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        devices = sorted({t.device for t in tensors}, key=str)
+        if len(devices) > 1:
+            reasons.append(f"its tensors are on several devices: {', '.join(map(str, devices))}")
         interpreting = backend.interpretable and env.triton_interprets()
-        seen = set()
-        for arg in args:
-            if not isinstance(arg, torch.Tensor):
-                continue
-            device = arg.device.type
-            if device != backend.device and not (interpreting and named and device == "cpu"):
-                seen.add(f"runs on {backend.device}, tensor is on {device}")
-            if arg.is_floating_point() and arg.dtype not in backend.dtypes:
-                seen.add(f"no {arg.dtype}")
-        return reasons + sorted(seen)
+        for device in devices:
+            if device.type != backend.device and not (interpreting and named and device.type == "cpu"):
+                reasons.append(f"runs on {backend.device}, tensor is on {device.type}")
+            elif device.type == "cuda" and (old := too_old(device)):
+                reasons.append(old)
+        floats = {t.dtype for t in tensors if t.is_floating_point()}
+        return reasons + sorted(f"no {dtype}" for dtype in floats - backend.dtypes)
 
     def __call__(self, *args: Any) -> Any:
         """Check the arguments, choose a backend and run it: the body of `torch.ops.fastue.<name>`."""
         self.check(*args)
-        result = self.choose(args)(*args)
-        for i in self.mutated:
-            if args[i] is not None and not args[i].is_inference():
-                torch.autograd.graph.increment_version(args[i])
+        return self._run(self.choose(args), args)
+
+    def call(self, *args: Any) -> Any:
+        """The op as the public functions call it: `torch.ops.fastue.<name>`, at a fraction of its cost.
+
+        Where no trace, mode or tensor subclass of torch watches, its dispatcher has nothing to do and the backend is
+        called directly. A native kernel checks the shapes of its tensors itself, so that dtypes, devices and numbers
+        are all that a second call like the first can get wrong, and these are compared.
+        """
+        if torch.compiler.is_compiling() or _len_dispatch_stack() or _in_functorch():
+            return getattr(torch.ops.fastue, self.name)(*args)
+        signature = (chosen_backend(), *[_signature(a) for a in args])
+        function = self._ready.get(signature)
+        if function is not None:
+            try:
+                return self._run(function, args)
+            except RuntimeError:
+                self.check(*args)  # says it better
+                raise
+        strange = any(isinstance(a, torch.Tensor) and type(a) is not torch.Tensor for a in args)
+        if strange or self.backward is not None:
+            return getattr(torch.ops.fastue, self.name)(*args)
+        self.check(*args)
+        function = self.choose(args)
+        if isinstance(function, torch._ops.OpOverload):
+            if len(self._ready) >= READY_CALLS:
+                self._ready.clear()
+            self._ready[signature] = function
+        return self._run(function, args)
+
+    def _run(self, function: Callable, args: Sequence[Any]) -> Any:
+        """Tell autograd what was written: the native ops themselves do not."""
+        result = function(*args)
+        written = [args[i] for i in self.mutated if args[i] is not None and not args[i].is_inference()]
+        torch._C._increment_version(written)
         return result
 
     def choose(self, args: Sequence[Any]) -> Callable:
         """The function that runs this call. A backend named by the user runs or raises BackendError."""
         wanted = chosen_backend()
-        key = (wanted, *((a.device.type, a.dtype) for a in args if isinstance(a, torch.Tensor)))
+        key = (wanted, *((a.device, a.dtype) for a in args if isinstance(a, torch.Tensor)))
         function = self._chosen.get(key)
         if function is None:
             function = self._chosen[key] = self._choose(wanted, args)
@@ -197,6 +240,22 @@ class OpSpec:
 _warned: set[str] = set()
 
 
+def _signature(a: Any) -> Any:
+    """What the choice of a backend depends on, and the checks that a native kernel leaves to Python."""
+    if type(a) is torch.Tensor:
+        return a.dtype, a.device
+    return tuple(a) if type(a) is list else a
+
+
+@functools.cache
+def too_old(device: torch.device) -> str:
+    """Why kernels cannot run on this GPU, "" when they can. A library loads on any; only its launches would fail."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) >= CAPABILITY:
+        return ""
+    return f"needs a GPU of compute capability {CAPABILITY[0]}.{CAPABILITY[1]}, {device} has {major}.{minor}"
+
+
 def register(spec: OpSpec) -> OpSpec:
     """Make `torch.ops.fastue.<name>` out of a spec."""
     _REGISTRY[spec.name] = spec
@@ -222,7 +281,10 @@ def registry() -> Mapping[str, OpSpec]:
 
 def chosen_backend() -> str:
     """The backend asked for: by `use_backend`, else by FASTUE_BACKEND, else auto."""
-    name = _chosen.get() or env.backend()
+    name = _chosen.get()
+    if name is not None:
+        return name
+    name = env.backend()
     if name not in NAMES:
         raise BackendError(f"FASTUE_BACKEND={name!r}: choose one of {', '.join(NAMES)}")
     return name

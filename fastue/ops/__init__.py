@@ -77,8 +77,8 @@ def apply_noise(
         layout = torch.channels_last if channels_last else torch.contiguous_format
         out = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=layout)
     ids = ids if ids is None else ids.contiguous()
-    torch.ops.fastue.apply_noise(
-        _dense(x), noise.detach(), index.contiguous(), out.detach(), _numbers(mean), _numbers(std), scale,
+    _apply_noise.OP.call(
+        _dense(x), _plain(noise), index.contiguous(), _plain(out), _numbers(mean), _numbers(std), scale,
         ids, seed, epoch, pad, flip,
     )  # fmt: skip
     return out
@@ -114,9 +114,9 @@ def linf_step(
     Errors as apply_noise; on a GPU rows out of range are skipped.
     """
     mask = mask if mask is None else mask.contiguous()
-    torch.ops.fastue.linf_step(
-        noise.detach(), _dense(grad.detach()), _dense(x), index.contiguous(), step, eps, ascend, scale,
-        mask, out if out is None else out.detach(), _numbers(mean), _numbers(std),
+    _linf_step.OP.call(
+        _plain(noise), _dense(grad), _dense(x), index.contiguous(), step, eps, ascend, scale,
+        mask, _plain(out), _numbers(mean), _numbers(std),
     )  # fmt: skip
 
 
@@ -140,9 +140,9 @@ def l2_step(
     |.| is the 2-norm of one sample; step and eps are such norms, in pixel units. A sample whose gradient is zero or
     not finite does not move. noise is float32 [M, C, H, W]; the rest is as in linf_step.
     """
-    torch.ops.fastue.l2_step(
-        noise.detach(), _dense(grad.detach()), _dense(x), index.contiguous(), step, eps, ascend,
-        out if out is None else out.detach(), _numbers(mean), _numbers(std),
+    _l2_step.OP.call(
+        _plain(noise), _dense(grad), _dense(x), index.contiguous(), step, eps, ascend,
+        _plain(out), _numbers(mean), _numbers(std),
     )  # fmt: skip
 
 
@@ -165,8 +165,8 @@ def class_step(
     grad     [B, C, H, W] float32, bfloat16 or float16;  x  uint8 [B, C, H, W];  y  int64 [B] in [0, K)
     Summed in batch order, so the bits do not depend on threads or backend. Errors as linf_step.
     """
-    torch.ops.fastue.class_step(
-        noise.detach(), _dense(grad.detach()), _dense(x), y.contiguous(), step, eps, ascend
+    _class_step.OP.call(
+        _plain(noise), _dense(grad), _dense(x), y.contiguous(), step, eps, ascend
     )  # fmt: skip
 
 
@@ -204,9 +204,9 @@ def conv(
         if size is None:
             raise ValueError("conv: transposed needs out or size, the height and width of the convolution's input")
         out = torch.empty((len(x), channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    torch.ops.fastue.conv(
-        _interleaved(x), weight.detach(), bias if bias is None else bias.detach(), _interleaved(gate),
-        _interleaved(residual), out.detach(), stride, padding, transposed, relu,
+    _conv.OP.call(
+        _interleaved(x), _plain(weight), _plain(bias), _interleaved(gate),
+        _interleaved(residual), _plain(out), stride, padding, transposed, relu,
     )  # fmt: skip
     return out
 
@@ -231,9 +231,9 @@ def conv3x3(
     if out is None:
         shape = len(x), weight.shape[1] if transposed else weight.shape[0], *x.shape[2:]
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    torch.ops.fastue.conv3x3(
-        _interleaved(x), weight.detach(), bias if bias is None else bias.detach(), _interleaved(gate),
-        _interleaved(residual), out.detach(), transposed, relu,
+    _conv3x3.OP.call(
+        _interleaved(x), _plain(weight), _plain(bias), _interleaved(gate),
+        _interleaved(residual), _plain(out), transposed, relu,
     )  # fmt: skip
     return out
 
@@ -247,7 +247,7 @@ def conv_weights(
     out   float32 [O, C, h, w], any of the two layouts, written and returned; its h and w are the kernel's
     Sums are float32, their order does not depend on the number of threads. Errors as for conv.
     """
-    torch.ops.fastue.conv_weights(_interleaved(x), _interleaved(grad), out.detach(), stride, padding)
+    _conv_weights.OP.call(_interleaved(x), _interleaved(grad), _plain(out), stride, padding)
     return out
 
 
@@ -286,7 +286,7 @@ def weight_noise(
     """
     if out is None:
         out = torch.empty((len(draws), len(base)), dtype=dtype, device=base.device)
-    torch.ops.fastue.weight_noise(base.detach(), table, draws, out.detach(), sigma, seed, purpose)
+    _weight_noise.OP.call(_plain(base), table, draws, _plain(out), sigma, seed, purpose)
     return out
 
 
@@ -299,16 +299,22 @@ def count_correct(logits: torch.Tensor, y: torch.Tensor, counts: torch.Tensor, s
     As torch.argmax has it, of equal entries the first is the largest, and NaN is larger than any number.
     Errors: ValueError, TypeError, IndexError for wrong shapes, dtypes and slots.
     """
-    torch.ops.fastue.count_correct(logits.detach().contiguous(), y.contiguous(), counts, slot)
+    _count_correct.OP.call(_plain(logits).contiguous(), y.contiguous(), counts, slot)
+
+
+def _plain(t: torch.Tensor | None) -> torch.Tensor | None:
+    """Without a gradient: what an op does is not differentiated."""
+    return t.detach() if t is not None and t.requires_grad else t
 
 
 def _dense(t: torch.Tensor) -> torch.Tensor:
+    t = _plain(t)
     return t if is_dense(t) else t.contiguous()
 
 
 def _interleaved(t: torch.Tensor | None) -> torch.Tensor | None:
-    return t if t is None else t.detach().contiguous(memory_format=torch.channels_last)
+    return t if t is None else _plain(t).contiguous(memory_format=torch.channels_last)
 
 
 def _numbers(values: Sequence[float] | None) -> list[float]:
-    return [] if values is None else [float(v) for v in values]
+    return [] if values is None else values if type(values) is list else [float(v) for v in values]

@@ -1,5 +1,6 @@
 """Choosing a backend, and what a differentiable op gets, on a small op that exists only here."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import fastue.ops
 from fastue.core import opspec
 from fastue.core.opspec import Backend, BackendError, OpSpec
+
+from . import checks
 
 
 def scaled_reference(a, factor):
@@ -117,3 +120,82 @@ def test_a_written_tensor_is_known_to_autograd():
     fastue.ops.apply_noise(x, torch.zeros(1, 1, 2, 2), torch.tensor([0]), out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+class Divisions(torch.utils._python_dispatch.TorchDispatchMode):
+    """Collects divisions of a tensor by a Python number."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_number = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.div and not isinstance(args[1], torch.Tensor):
+            self.by_number.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
+def test_the_definition_divides_by_tensors(op):
+    """CUDA multiplies by the reciprocal of a number, which rounds otherwise: the definition would be another there."""
+    with Divisions() as seen:
+        torch.ones(2) / 255
+    assert seen.by_number == [255]
+    with Divisions() as seen:
+        for args in checks.cases(op, op.dtypes[0]).values():
+            op.reference(*checks.copied(args).values())
+    assert not seen.by_number
+
+
+@pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
+def test_a_call_like_an_earlier_one_is_still_refused(op):
+    """`call` compares dtypes, devices and numbers only: the native kernel has to see the rest, and does."""
+    backend = next((b for b in op.backends if b.name == "cpp"), None)
+    if backend is None or op.function(backend)[0] is None:
+        assert backend is None or "cpp" not in checks.tested(op)
+        return
+    ready = dict(op._ready)
+    for name, args in op.bad(checks.generator()).items():
+        good = checks.copied(checks.cases(op, op.dtypes[0])["odd"])
+        for key, value in args.items():  # as close to the bad call as a good one can be
+            if not isinstance(value, torch.Tensor | list | None) and key != "slot":
+                with contextlib.suppress(ValueError, TypeError, IndexError):
+                    op.check(*(good | {key: value}).values())
+                    good[key] = value
+        with opspec.use_backend("cpp"):
+            op.call(*good.values())
+            with pytest.raises((ValueError, TypeError, IndexError, RuntimeError)) as caught:
+                op.call(*args.values())
+        assert not isinstance(caught.value, opspec.BackendError), name
+    assert len(op._ready) > len(ready)
+
+
+def test_modes_and_traces_see_every_call():
+    """The short way past torch's dispatcher is taken only where nobody watches it."""
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+    noise, index = torch.zeros(1, 1, 2, 2), torch.tensor([0])
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    fastue.ops.apply_noise(x, noise, index)
+    with Watch():
+        fastue.ops.apply_noise(x, noise, index)
+    assert torch.ops.fastue.apply_noise.default in seen
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = [mode.from_tensor(t) for t in (x, noise, index)]
+        assert fastue.ops.apply_noise(*fake).shape == x.shape
+
+
+def test_an_old_gpu_is_a_reason(monkeypatch):
+    """The library loads on any card; without code for it the first launch would fail."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    opspec.too_old.cache_clear()
+    assert "needs a GPU of compute capability 8.0" in opspec.too_old(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    opspec.too_old.cache_clear()
+    assert opspec.too_old(torch.device("cuda", 0)) == ""
+    opspec.too_old.cache_clear()

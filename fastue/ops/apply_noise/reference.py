@@ -3,6 +3,7 @@
 import torch
 
 from fastue.ops import _checks, _keyed
+from fastue.ops._pixels import normalised, unit_pixels
 
 
 def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip):
@@ -12,11 +13,7 @@ def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, f
     rows = noise[index].to(work)
     if noise.dtype == torch.int8:
         rows = rows * scale
-    picture = (x.to(work) / 255 + rows).clamp(0, 1)
+    picture = (unit_pixels(x, work) + rows).clamp(0, 1)
     if ids is not None:
         picture = _keyed.crop_flip(picture, ids, seed, epoch, pad, flip)
-    if mean:
-        shape = (1, len(mean), 1, 1)
-        mean = torch.tensor(mean, dtype=work, device=x.device).view(shape)
-        picture = (picture - mean) * torch.tensor([1 / s for s in std], dtype=work, device=x.device).view(shape)
-    out.copy_(picture)
+    out.copy_(normalised(picture, mean, std))

@@ -3,6 +3,7 @@
 import torch
 
 from fastue.ops import _checks
+from fastue.ops._pixels import unit_pixels
 
 
 def class_step(noise, grad, x, y, step, eps, ascend):
@@ -12,7 +13,7 @@ def class_step(noise, grad, x, y, step, eps, ascend):
         return
     sign = (grad > 0).to(noise.dtype) - (grad < 0).to(noise.dtype)
     move = step * sign if ascend else -step * sign
-    pixel = x.to(noise.dtype) / 255
+    pixel = unit_pixels(x, noise.dtype)
     stepped = ((pixel + noise[y]).clamp(0, 1) + move - pixel).clamp(-eps, eps)
     total = torch.zeros_like(noise)
     for i, k in enumerate(y.tolist()):  # one by one, in batch order: the same bits everywhere

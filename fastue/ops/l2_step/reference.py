@@ -3,6 +3,7 @@
 import torch
 
 from fastue.ops import _checks
+from fastue.ops._pixels import normalised, unit_pixels
 
 
 def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
@@ -16,13 +17,8 @@ def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
     n = noise[index] + torch.where(usable, g * factor, 0.0)
     length = n.double().pow(2).sum((1, 2, 3), keepdim=True).sqrt()
     n = n * torch.where(length > eps, eps / length, 1.0).to(work)
-    pixel = x.to(work) / 255
+    pixel = unit_pixels(x, work)
     n = n.clamp(-pixel, 1 - pixel)
     noise[index] = n
     if out is not None:
-        picture = (pixel + n).clamp(0, 1)
-        if mean:
-            shape = (1, len(mean), 1, 1)
-            mean = torch.tensor(mean, dtype=work, device=x.device).view(shape)
-            picture = (picture - mean) * torch.tensor([1 / s for s in std], dtype=work, device=x.device).view(shape)
-        out.copy_(picture)
+        out.copy_(normalised((pixel + n).clamp(0, 1), mean, std))

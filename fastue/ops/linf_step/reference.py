@@ -3,6 +3,7 @@
 import torch
 
 from fastue.ops import _checks
+from fastue.ops._pixels import normalised, unit_pixels
 
 
 def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std):
@@ -14,7 +15,7 @@ def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, 
         n = n * scale
     sign = (grad > 0).to(work) - (grad < 0).to(work)  # a NaN moves nothing
     n = n + step * sign if ascend else n - step * sign
-    pixel = x.to(work) / 255
+    pixel = unit_pixels(x, work)
     n = n.clamp(-eps, eps).clamp(-pixel, 1 - pixel)
     if mask is not None:
         n = torch.where(mask, n, 0)
@@ -25,9 +26,4 @@ def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, 
     else:
         noise[index] = n
     if out is not None:
-        picture = (pixel + n).clamp(0, 1)
-        if mean:
-            shape = (1, len(mean), 1, 1)
-            mean = torch.tensor(mean, dtype=work, device=x.device).view(shape)
-            picture = (picture - mean) * torch.tensor([1 / s for s in std], dtype=work, device=x.device).view(shape)
-        out.copy_(picture)
+        out.copy_(normalised((pixel + n).clamp(0, 1), mean, std))
