@@ -141,8 +141,9 @@ def test_the_definition_divides_by_tensors(op):
     with Divisions() as seen:
         torch.ones(2) / 255
     assert seen.by_number == [255]
+    cases = checks.cases(op, op.dtypes[0])
     with Divisions() as seen:
-        for args in checks.cases(op, op.dtypes[0]).values():
+        for args in cases.values():
             op.reference(*checks.copied(args).values())
     assert not seen.by_number
 
