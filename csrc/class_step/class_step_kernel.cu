@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kWarps = kThreads / 32;
 // With fewer blocks than this many a GPU idles: then a thread owns one pixel, and a block has few threads.
-constexpr int64_t kEnoughBlocks = 512;
+constexpr int64_t kEnoughBlocks = 256;
 constexpr int kFewThreads = 64;
 
 // A block lists class k: order[bounds[2k]..bounds[2k+1]) are its samples, behind those of lower classes. A label that is

@@ -38,10 +38,25 @@ def rows(g: torch.Generator, b: int, m: int) -> torch.Tensor:
     return torch.randperm(m, generator=g)[:b]
 
 
+def offset(t: torch.Tensor) -> torch.Tensor:
+    """The same tensor one element further on in memory: too crooked for a vector access."""
+    room = torch.empty(t.numel() + 1, dtype=t.dtype)
+    return room.as_strided(t.shape, t.stride(), 1).copy_(t)
+
+
 def sheet(b: int, c: int, h: int, w: int, dtype, layout=INTERLEAVED) -> torch.Tensor:
     """An output to write, full of NaN so that a hole shows."""
     return torch.full((b, c, h, w), torch.nan, dtype=dtype).contiguous(memory_format=layout)
 
+
+# Shapes that kernels read several pixels at a time, and one they cannot; with one channel and with three.
+SHAPES = {"even": (3, 8, 12), "gray_even": (1, 8, 4), "gray_odd": (1, 5, 7)}
+# Of three tensors, and of the one that is written.
+LAYOUTS = {
+    "same": ((INTERLEAVED,) * 3, INTERLEAVED),
+    "crossed": ((PLANAR, INTERLEAVED, PLANAR), INTERLEAVED),
+    "planar": ((INTERLEAVED, PLANAR, PLANAR), PLANAR),
+}
 
 # For bench.ops: a batch of ImageNet-sized pictures, channels_last, and a large batch of CIFAR-sized ones, planar.
 BENCH = {"imagenet": ((128, 3, 224, 224), INTERLEAVED), "cifar": ((8192, 3, 32, 32), PLANAR)}

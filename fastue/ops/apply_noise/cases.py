@@ -1,10 +1,26 @@
 """Cases, refusals and benchmark inputs of apply_noise."""
 
+import itertools
 from functools import partial
 
 import torch
 
-from fastue.ops._cases import BENCH, EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, pictures, rows, sheet
+from fastue.ops._cases import (
+    BENCH,
+    EPS,
+    INTERLEAVED,
+    LAYOUTS,
+    MEAN,
+    PLANAR,
+    SHAPES,
+    STD,
+    bank,
+    compact,
+    offset,
+    pictures,
+    rows,
+    sheet,
+)  # fmt: skip
 
 
 def _args(x, noise, index, out, mean=(), std=(), scale=1.0, ids=None, seed=0, epoch=0, pad=0, flip=False):
@@ -52,6 +68,16 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     found["compact_mixed"] = _args(
         pictures(g, 4, 3, 9, 11), q, rows(g, 4, 6), sheet(4, 3, 9, 11, dtype, PLANAR), MEAN, STD, scale=1 / 255
     )
+    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product(SHAPES.items(), LAYOUTS.items()):
+        norm = dict(mean=MEAN[:c], std=STD[:c]) if name == "same" else {}
+        args = _case(g, dtype, 4, 6, c, h, w, (*layouts[:2], of_out), **norm)
+        q = dict(noise=compact(g, 6, c, h, w, layouts[1]), scale=EPS / 127, out=sheet(4, c, h, w, dtype, of_out))
+        found |= {f"{shape}_{name}": args, f"{shape}_{name}_compact": args | q}
+        keyed = dict(ids=torch.tensor([3, 2**40 + 1, 17, 99]), seed=-5, epoch=2**33 + 1, pad=3, flip=True)
+        found[f"{shape}_{name}_crop_compact"] = args | q | keyed
+    crooked = found["even_same"]
+    for moved in ("x", "noise", "out"):
+        found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
     ids = torch.tensor([0, 5, 2**33 + 1, 49_999, 7, 8, 9, 10])
     keyed = dict(ids=ids, seed=0x1234_5678_9ABC, epoch=3, pad=4, flip=True)
     found["crop_flip"] = _case(g, dtype, 8, 9, 3, 13, 11, **normal, **keyed)

@@ -1,10 +1,11 @@
 """Cases, refusals and benchmark inputs of class_step."""
 
+import itertools
 from functools import partial
 
 import torch
 
-from fastue.ops._cases import BENCH, EPS, INTERLEAVED, PLANAR, bank, gradient, pictures
+from fastue.ops._cases import BENCH, EPS, INTERLEAVED, LAYOUTS, PLANAR, SHAPES, bank, gradient, offset, pictures
 
 STEP = 0.8 / 255
 
@@ -31,6 +32,18 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "mixed": _case(g, dtype, [1, 0, 1, 1], 3, 3, 33, 35, (PLANAR, PLANAR, INTERLEAVED)),
         "crossed": _case(g, dtype, [1, 0, 1, 1], 3, 3, 33, 35, (INTERLEAVED, PLANAR, PLANAR)),
     }
+    for (shape, (c, h, w)), (name, (layouts, _)) in itertools.product(SHAPES.items(), LAYOUTS.items()):
+        found[f"{shape}_{name}"] = _case(g, dtype, some, 7, c, h, w, layouts, ascend=name == "same")
+    # A large batch in no order, most of it of one class.
+    many = torch.randint(-9, 6, (700,), generator=g).clamp(0, 5).tolist()
+    found["large_batch"] = _case(g, dtype, many, 7, 3, 2, 2)
+    # Many classes of many pixels: enough work for a GPU to take several pixels at a time.
+    for c, (name, (layouts, _)) in itertools.product((1, 3), LAYOUTS.items()):
+        some = torch.randint(0, 128, (9,), generator=g).tolist()
+        found[f"many_classes_{c}_{name}"] = _case(g, dtype, [*some, 5, 5, 127], 128, c, 32, 33, layouts)
+    crooked = found["many_classes_3_planar"]
+    for moved in ("noise", "grad", "x"):
+        found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
     ties = _case(g, dtype, [0, 0, 1], 3, 3, 2, 2)
     values = [0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0]
     ties["grad"] = torch.tensor(values).to(dtype).view(1, 3, 2, 2).repeat(3, 1, 1, 1)

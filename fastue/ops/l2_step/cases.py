@@ -1,10 +1,25 @@
 """Cases, refusals and benchmark inputs of l2_step."""
 
+import itertools
 from functools import partial
 
 import torch
 
-from fastue.ops._cases import BENCH, INTERLEAVED, MEAN, PLANAR, STD, bank, gradient, pictures, rows, sheet
+from fastue.ops._cases import (
+    BENCH,
+    INTERLEAVED,
+    LAYOUTS,
+    MEAN,
+    PLANAR,
+    SHAPES,
+    STD,
+    bank,
+    gradient,
+    offset,
+    pictures,
+    rows,
+    sheet,
+)  # fmt: skip
 
 
 def _args(noise, grad, x, index, step=0.1, eps=0.3, ascend=False, out=None, mean=(), std=()):
@@ -38,6 +53,14 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
             g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, INTERLEAVED), **out(3, 3, 33, 35, PLANAR)
         ),
     }
+    # Pictures that fit a block, and larger ones, which are cut into pieces.
+    large = {"large_even": (3, 64, 65), "large_gray_even": (1, 65, 64), "large_gray_odd": (1, 33, 35)}
+    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product((SHAPES | large).items(), LAYOUTS.items()):
+        more = {} if name == "same" else dict(out=sheet(2, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
+        found[f"{shape}_{name}"] = _case(g, dtype, 2, 3, c, h, w, layouts, **more)
+    crooked = found["even_planar"]
+    for moved in ("noise", "grad", "x", "out"):
+        found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
     # A sample without a gradient, one with NaN in it, one with an infinity, one that is fine.
     ties = _case(g, dtype, 4, 5, 3, 3, 3)
     ties["grad"][0] = 0

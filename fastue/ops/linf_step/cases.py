@@ -1,10 +1,27 @@
 """Cases, refusals and benchmark inputs of linf_step."""
 
+import itertools
 from functools import partial
 
 import torch
 
-from fastue.ops._cases import BENCH, EPS, INTERLEAVED, MEAN, PLANAR, STD, bank, compact, gradient, pictures, rows, sheet
+from fastue.ops._cases import (
+    BENCH,
+    EPS,
+    INTERLEAVED,
+    LAYOUTS,
+    MEAN,
+    PLANAR,
+    SHAPES,
+    STD,
+    bank,
+    compact,
+    gradient,
+    offset,
+    pictures,
+    rows,
+    sheet,
+)  # fmt: skip
 
 STEP = 0.8 / 255
 
@@ -60,6 +77,17 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "compact_coarse": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 100),
         "compact_half_steps": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127, step=12.5 * EPS / 127),
     }  # fmt: skip
+    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product(SHAPES.items(), LAYOUTS.items()):
+        more = dict(out=sheet(4, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
+        if name == "same":
+            more = dict(mask=torch.rand((4, 1, h, w), generator=g) < 0.5)
+        found[f"{shape}_{name}"] = _case(g, dtype, 4, 6, c, h, w, layouts, **more)
+        more |= dict(out=sheet(4, c, h, w, dtype, of_out), make=compact, scale=EPS / 127)
+        found[f"{shape}_{name}_compact"] = _case(g, dtype, 4, 6, c, h, w, layouts, **more)
+    crooked = found["even_planar"]
+    found["offset"] = crooked | {k: offset(crooked[k]) for k in ("noise", "grad", "x", "out")}
+    for moved in ("noise", "grad", "x", "out"):
+        found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
     # Gradients of both zeros, NaNs and infinities; noise at 0 and at the budget; pixels where the range binds.
     grad = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0])
     noise = torch.tensor([0.0, EPS, -EPS, EPS, -EPS, -EPS, EPS, 0.0, -0.0, STEP, STEP, -STEP])
