@@ -36,7 +36,9 @@ def check_pair(train: ImageDataset, test: ImageDataset) -> None:
         )
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[:5]
-        raise DataError(f"{test.source}: its classes are not those of {train.source} (differ in {', '.join(odd)})")
+        raise DataError(
+            f"{test.source}: its classes are not those of {train.source} (differ in {', '.join(odd)})"
+        )
 
 
 def _size(data: ImageDataset) -> str:
@@ -85,10 +87,18 @@ def fit(
         for x, y, index in batches(train, batch, order):
             if c.augment:
                 x = crop_flip(x, index, seed=seed, epoch=epoch, rows=n)
-            total += train_step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
+            total += train_step(
+                model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip
+            )
             schedule.step()
         curves["loss"].append(round(float(total) / per_epoch, 4))
-        curves["accuracy"].append(round(accuracy(model, batches(test, 500), precision=c.precision), 3))
-        progress(epoch + 1, c.epochs, {"loss": curves["loss"][-1], "accuracy": curves["accuracy"][-1]})
-    curves["train_accuracy"].append(round(accuracy(model, batches(train, 500), precision=c.precision), 3))
+        curves["accuracy"].append(
+            round(accuracy(model, batches(test, 500), precision=c.precision), 3)
+        )
+        progress(
+            epoch + 1, c.epochs, {"loss": curves["loss"][-1], "accuracy": curves["accuracy"][-1]}
+        )
+    curves["train_accuracy"].append(
+        round(accuracy(model, batches(train, 500), precision=c.precision), 3)
+    )
     return model, curves

@@ -26,7 +26,9 @@ JOINT_DRAWS = 100_000  # `local_level` is exact up to this many draws, a union b
 
 _OPEN = (lambda x: (x > 0) & (x < 1), "in (0, 1)")
 _WHOLE = (lambda x: (x >= 1) & (x == np.floor(x)), "a whole number, at least 1")
-_RULES = dict.fromkeys(("q", "level", "alpha", "delta", "share"), _OPEN) | dict.fromkeys(("n", "total"), _WHOLE)
+_RULES = dict.fromkeys(("q", "level", "alpha", "delta", "share"), _OPEN) | dict.fromkeys(
+    ("n", "total"), _WHOLE
+)
 _RULES["eta"] = (lambda x: (x >= 0) & (x < np.inf), "at least 0")
 _RULES["sigma"] = (lambda x: (x > 0) & (x < np.inf), "above 0")
 _RULES["budget"] = (lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
@@ -39,7 +41,9 @@ def _check(**arguments: object) -> None:
             raise UsageError(f"{name} {value}: must be {rule}")
 
 
-def shifted_level(q: ArrayLike, eta: ArrayLike, sigma: float, budget: float = 0.0) -> float | np.ndarray:
+def shifted_level(
+    q: ArrayLike, eta: ArrayLike, sigma: float, budget: float = 0.0
+) -> float | np.ndarray:
     """qbar + budget, the level at which the draws' quantile has to be bounded; 1 or more means: abstain.
 
     `budget` is the total variation between the draws' law and the Gaussian: an event of mass qbar + budget in the draws
@@ -70,7 +74,9 @@ def order_index(n: int, level: float, alpha: float) -> int | None:
         return None
     _check(level=level)
     low, high = 1, n + 1
-    while low < high:  # P[Bin(n, level) >= k] = I_level(k, n-k+1) falls as k grows; no 1-alpha, which rounds
+    while (
+        low < high
+    ):  # P[Bin(n, level) >= k] = I_level(k, n-k+1) falls as k grows; no 1-alpha, which rounds
         k = (low + high) // 2
         low, high = (low, k) if betainc(k, n - k + 1, level) <= alpha else (k + 1, high)
     return low if low <= n else None
@@ -106,8 +112,12 @@ def local_level(n: int, levels: tuple[float, ...], alpha: float) -> float:
     low, high = alpha / max(1, len(ascending)), alpha
     while n <= JOINT_DRAWS and high > 1.001 * low:
         local = math.sqrt(low * high)
-        miss = joint_miss(n, ascending, [order_index(n, level, local) or n + 1 for level in ascending])
-        low, high = (local, high) if miss <= alpha - 1e-8 else (low, local)  # 1e-8: more than its rounding
+        miss = joint_miss(
+            n, ascending, [order_index(n, level, local) or n + 1 for level in ascending]
+        )
+        low, high = (
+            (local, high) if miss <= alpha - 1e-8 else (low, local)
+        )  # 1e-8: more than its rounding
     return low
 
 
@@ -192,7 +202,13 @@ class Generalisation(NamedTuple):
 
 
 def generalisation(
-    q: float, eta: float, sigma: float, total: int, delta: float, budget: float = 0.0, share: float = 0.1
+    q: float,
+    eta: float,
+    sigma: float,
+    total: int,
+    delta: float,
+    budget: float = 0.0,
+    share: float = 0.1,
 ) -> Generalisation:
     """What makes a certificate one of the accuracy on the population that the `total` test pictures were drawn from.
 

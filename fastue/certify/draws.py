@@ -18,12 +18,16 @@ from fastue.data.atomic import make_folder, sync_folder, writing
 PATTERN = "draws-*.log"
 
 
-def read(folder: Path, header: dict[str, Any] | None = None) -> tuple[dict[int, int], dict[str, Any]]:
+def read(
+    folder: Path, header: dict[str, Any] | None = None
+) -> tuple[dict[int, int], dict[str, Any]]:
     """({draw: correct}, header) of all logs in `folder`. With `header` given every log must be of its digest."""
     return merge([folder], header)
 
 
-def merge(folders: list[Path], header: dict[str, Any] | None = None) -> tuple[dict[int, int], dict[str, Any]]:
+def merge(
+    folders: list[Path], header: dict[str, Any] | None = None
+) -> tuple[dict[int, int], dict[str, Any]]:
     """The union of the logs in several folders. Raises DataError for a draw found twice and for foreign logs."""
     rows: dict[int, int] = {}
     origin: dict[int, Path] = {}
@@ -40,7 +44,9 @@ def merge(folders: list[Path], header: dict[str, Any] | None = None) -> tuple[di
             )
         for draw, correct in found.items():
             if draw in rows:
-                raise DataError(f"{path}: draw {draw} is in {origin[draw]} already; a draw may count once")
+                raise DataError(
+                    f"{path}: draw {draw} is in {origin[draw]} already; a draw may count once"
+                )
             rows[draw], origin[draw] = correct, path
     return rows, header or {}
 
@@ -115,8 +121,12 @@ def _read_log(path: Path) -> tuple[dict[int, int], dict[str, Any] | None]:
         except ValueError:
             draw = correct = -1
         if line != _line(draw, correct) or not (draw >= 0 and 0 <= correct <= total):
-            raise DataError(f"{path}: line {number} is damaged; delete it (its draw is made again) and run again")
+            raise DataError(
+                f"{path}: line {number} is damaged; delete it (its draw is made again) and run again"
+            )
         if draw in rows:
-            raise DataError(f"{path}: line {number}: draw {draw} is there already; a draw may count once")
+            raise DataError(
+                f"{path}: line {number}: draw {draw} is there already; a draw may count once"
+            )
         rows[draw] = correct
     return rows, header

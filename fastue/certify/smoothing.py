@@ -31,9 +31,14 @@ BN_POLICIES = {
     "frozen-noisy": "re-estimated once, on one noisy copy, and then the same for all",
     "reestimated": "re-estimated for each noisy copy on fixed pictures without their labels",
 }
-ARITHMETIC = {"fp32": "float32", "bf16-folded": "bf16"}  # the classifier that is evaluated is the one certified
+ARITHMETIC = {
+    "fp32": "float32",
+    "bf16-folded": "bf16",
+}  # the classifier that is evaluated is the one certified
 STATISTICS_PICTURES = 512
-_RESIDENT_BYTES = 1 << 30  # pictures are kept as network input up to this size, else converted at every draw
+_RESIDENT_BYTES = (
+    1 << 30
+)  # pictures are kept as network input up to this size, else converted at every draw
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ class Sampler:
     passes the evaluated network through torch.compile.
     """
 
-    def __init__(self, model: nn.Module, data: ImageDataset, config: Smoothing, *, compile: bool = False):
+    def __init__(
+        self, model: nn.Module, data: ImageDataset, config: Smoothing, *, compile: bool = False
+    ):
         self.config, self.data, self.compile = config, data, compile
         self._others: list[Sampler] = []
         self._warm = False
@@ -77,8 +84,12 @@ class Sampler:
             "statistics_pictures": len(spread), "compiled": compile, "generator": "philox4x32-10/box-muller/40",
         }  # fmt: skip
         # other kernels round otherwise: their draws are not mixed
-        kernel, dtype = ("conv3x3", torch.float32) if config.arithmetic == "fp32" else ("conv", torch.bfloat16)
-        described["convolutions"] = "fastue" if has_kernel(kernel, data.device, dtype) and not compile else "torch"
+        kernel, dtype = (
+            ("conv3x3", torch.float32) if config.arithmetic == "fp32" else ("conv", torch.bfloat16)
+        )
+        described["convolutions"] = (
+            "fastue" if has_kernel(kernel, data.device, dtype) and not compile else "torch"
+        )
         self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.weights = FlatParameters(self.model)
         if config.bn == "frozen-noisy":
@@ -107,7 +118,9 @@ class Sampler:
             self._warm = True
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             parts = [
-                pool.submit(contextvars.copy_context().run, sampler._counts, draws[i::cores], purpose)
+                pool.submit(
+                    contextvars.copy_context().run, sampler._counts, draws[i::cores], purpose
+                )
                 for i, sampler in enumerate([self, *self._others[: cores - 1]])
             ]
             for i, part in enumerate(parts):
@@ -120,7 +133,9 @@ class Sampler:
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model)
         twin.weights = FlatParameters(twin.model)
-        twin.frozen = FrozenCopy(twin.model, ARITHMETIC[self.config.arithmetic], compile=self.compile)
+        twin.frozen = FrozenCopy(
+            twin.model, ARITHMETIC[self.config.arithmetic], compile=self.compile
+        )
         twin._others = []
         return twin
 
@@ -128,7 +143,9 @@ class Sampler:
     def _counts(self, draws: Sequence[int], purpose: int) -> Tensor:
         counts = torch.zeros(len(draws), dtype=torch.int64, device=self.data.device)
         for slot, draw in enumerate(draws):
-            self.weights.perturb(self.config.sigma, seed=self.config.seed, purpose=purpose, draw=draw)
+            self.weights.perturb(
+                self.config.sigma, seed=self.config.seed, purpose=purpose, draw=draw
+            )
             self._count(counts, slot)
         self.weights.restore()
         return counts
@@ -184,5 +201,12 @@ def layer_norms(model: nn.Module, sigma: float) -> list[dict]:
     rows = []
     for name, p in model.named_parameters():
         norm = float(p.detach().double().norm())
-        rows.append({"name": name, "size": p.numel(), "norm": norm, "relative": norm / p.numel() ** 0.5 / sigma})
+        rows.append(
+            {
+                "name": name,
+                "size": p.numel(),
+                "norm": norm,
+                "relative": norm / p.numel() ** 0.5 / sigma,
+            }
+        )
     return rows

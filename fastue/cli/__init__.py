@@ -19,13 +19,17 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fastue", description="Make image data sets unlearnable, and check it.")
+    parser = argparse.ArgumentParser(
+        prog="fastue", description="Make image data sets unlearnable, and check it."
+    )
     parser.add_argument("--version", action="version", version=f"fastue {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     argv = sys.argv[1:] if argv is None else argv
     asked = next((word for word in argv if word in COMMANDS), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command = commands.add_parser(
+            name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         if name == asked:  # only the command asked for is imported: `fastue --help` needs no torch
             module = importlib.import_module(f"fastue.cli.{name}")
             command.description = module.__doc__
@@ -39,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fastue: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nfastue: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "\nfastue: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 4
 
 

@@ -16,12 +16,34 @@ def run(args) -> int:
     steps = [
         (
             "Protecting 3,000 real 32x32 pictures (crops of ten photographs), one noise a class",
-            ["protect", "demo:train", "--out", protected, "--mode", "class", "--arch", "cnn", "--seed", seed],
+            [
+                "protect",
+                "demo:train",
+                "--out",
+                protected,
+                "--mode",
+                "class",
+                "--arch",
+                "cnn",
+                "--seed",
+                seed,
+            ],
         ),
         ("Checking every written file", ["verify", protected, "--source", "demo:train"]),
         (
             "Training victims on the written files, on the originals and on random noise",
-            ["attack", protected, "--clean", "demo:test", "--arch", "cnn", "--epochs", "12", "--seeds", seed],
+            [
+                "attack",
+                protected,
+                "--clean",
+                "demo:test",
+                "--arch",
+                "cnn",
+                "--epochs",
+                "12",
+                "--seeds",
+                seed,
+            ],
         ),
     ]
     for title, command in steps:

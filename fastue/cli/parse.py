@@ -12,7 +12,9 @@ def pixels(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number; write 8/255 or 0.03") from None
     if not 0 < value <= 1:
         fix = f"; did you mean {text}/255?" if value > 1 and not slash else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1 (pixel units of [0,1]){fix}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not between 0 and 1 (pixel units of [0,1]){fix}"
+        )
     return value
 
 
@@ -29,7 +31,9 @@ def seeds(text: str) -> list[int]:
     try:
         found = [int(part) for part in names(text)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: seeds are whole numbers separated by commas") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: seeds are whole numbers separated by commas"
+        ) from None
     if min(found) < 0:
         raise argparse.ArgumentTypeError(f"{text!r}: seeds are at least 0")
     return found
@@ -61,5 +65,7 @@ def draw_range(text: str) -> range:
     except ValueError:
         found = range(0)
     if not colon or not found or found.start < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: write FIRST:LAST, such as 0:5000 for the first 5000 draws")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write FIRST:LAST, such as 0:5000 for the first 5000 draws"
+        )
     return found

@@ -15,7 +15,9 @@ class Progress:
         self.first = 0
 
     def update(self, name: str, done: int, total: int, info: dict) -> None:
-        note = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in info.items())
+        note = ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in info.items()
+        )
         if self.tty:
             self._bar(name, done, total, note)
         else:
@@ -26,7 +28,10 @@ class Progress:
 
         if name != self.name or self.bar is None or done < self.bar.n:
             self.close()
-            self.name, self.bar = name, tqdm(total=total, desc=name, unit=f" {self.unit}", dynamic_ncols=True)
+            self.name, self.bar = (
+                name,
+                tqdm(total=total, desc=name, unit=f" {self.unit}", dynamic_ncols=True),
+            )
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)
         if done >= total:
@@ -41,7 +46,11 @@ class Progress:
         self.printed = now
         rate = (done - self.first) / max(now - self.started, 1e-9)
         speed = f" ({rate:.3g}/s, {(total - done) / rate:.0f} s left)" if rate > 0 else ""
-        print(f"{name}: {done}/{total} {self.unit}{speed} {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{name}: {done}/{total} {self.unit}{speed} {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         if self.bar is not None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 def add_arguments(parser) -> None:
     parser.add_argument("directory", type=Path, help="what fastue protect wrote")
-    parser.add_argument("--source", help="the originals: then every pixel must be clip(original + noise, 0, 255)")
+    parser.add_argument(
+        "--source", help="the originals: then every pixel must be clip(original + noise, 0, 255)"
+    )
 
 
 def run(args) -> int:

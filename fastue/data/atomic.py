@@ -34,7 +34,9 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def atomic_write(path: str | os.PathLike[str], fill: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
+def atomic_write(
+    path: str | os.PathLike[str], fill: Callable[[IO[bytes]], object], *, durable: bool = True
+) -> None:
     """Call fill(file) on a temporary file beside `path`, then rename it to `path`.
 
     A kill at any moment leaves the old file or the new one. A full disk, a missing permission or any other failure
@@ -68,11 +70,15 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"{path}: the disk is full. Free some space and run the same command again.") from error
+            raise DataError(
+                f"{path}: the disk is full. Free some space and run the same command again."
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DataError(f"{path}: no permission to write here; choose another --out") from error
         if error.errno == errno.EFBIG:
-            raise DataError(f"{path}: the file would be larger than this system allows (see ulimit -f)") from error
+            raise DataError(
+                f"{path}: the file would be larger than this system allows (see ulimit -f)"
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise DataError(f"{path}: a file stands where a folder is needed") from error
         raise
@@ -103,7 +109,9 @@ def sync_all() -> None:
 def remove_stale(folder: str | os.PathLike[str], *, deep: bool = True) -> int:
     """Delete temporary files that a killed run left in `folder` (and below it); gives their number."""
     folder = Path(folder)
-    stale = [path for path in (folder.rglob if deep else folder.glob)(f"*{_MARK}") if path.is_file()]
+    stale = [
+        path for path in (folder.rglob if deep else folder.glob)(f"*{_MARK}") if path.is_file()
+    ]
     for path in stale:
         with writing(path):
             path.unlink(missing_ok=True)

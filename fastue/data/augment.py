@@ -9,7 +9,9 @@ from torch import Tensor
 from fastue.data.keyed import keyed_generator
 
 
-def crop_flip(x: Tensor, index: Tensor, *, seed: int, epoch: int, pad: int = 4, rows: int | None = None) -> Tensor:
+def crop_flip(
+    x: Tensor, index: Tensor, *, seed: int, epoch: int, pad: int = 4, rows: int | None = None
+) -> Tensor:
     """Zero-pad by `pad`, cut a random window of the old size, flip half of the pictures left to right.
 
     x any dtype [B,C,H,W], index int64 [B] (row in the data set) -> same dtype and shape, channels_last, new memory.
@@ -30,7 +32,9 @@ def crop_flip(x: Tensor, index: Tensor, *, seed: int, epoch: int, pad: int = 4, 
     # Each output row is one contiguous run of w*c values in the padded batch, so the crop is a gather of runs.
     width = w + 2 * pad
     runs = padded.view(-1).as_strided(((padded.numel() - w * c) // c + 1, w * c), (c, 1))
-    first = (torch.arange(b, device=x.device) * (h + 2 * pad) + down)[:, None] + torch.arange(h, device=x.device)
+    first = (torch.arange(b, device=x.device) * (h + 2 * pad) + down)[:, None] + torch.arange(
+        h, device=x.device
+    )
     out = runs.index_select(0, (first * width + right[:, None]).view(-1)).view(b, h, w, c)
     if x.device.type == "cpu":
         flipped = flip.nonzero()[:, 0]

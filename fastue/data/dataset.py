@@ -44,7 +44,11 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         name = self.source or "data set"
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
+        if (
+            self.images.dtype != torch.uint8
+            or self.images.ndim != 4
+            or self.images.shape[1] not in (1, 3)
+        ):
             raise DataError(
                 f"{name}: pictures must be uint8 [N, 1 or 3, H, W], "
                 f"not {str(self.images.dtype).removeprefix('torch.')} {list(self.images.shape)}"
@@ -52,8 +56,12 @@ class ImageDataset:
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
             raise DataError(f"{name}: labels must be int64 [N]")
         if not len(self.images) == len(self.labels) == len(self.ids):
-            raise DataError(f"{name}: {len(self.images)} pictures, {len(self.labels)} labels and {len(self.ids)} ids")
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise DataError(
+                f"{name}: {len(self.images)} pictures, {len(self.labels)} labels and {len(self.ids)} ids"
+            )
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.classes
+        ):
             raise DataError(
                 f"{name}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
                 f"but there are {len(self.classes)} classes"
@@ -115,7 +123,9 @@ def gather(images: Tensor, index: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
-def batches(dataset: ImageDataset, size: int, order: Tensor | np.ndarray | None = None) -> Iterator[Batch]:
+def batches(
+    dataset: ImageDataset, size: int, order: Tensor | np.ndarray | None = None
+) -> Iterator[Batch]:
     """Batches of `size` rows (the last may be smaller) in the given order of rows, or in the data set's own."""
     if size < 1:
         raise UsageError(f"batch size must be at least 1, not {size}")

@@ -54,7 +54,9 @@ def demo_dataset(
     ids = []
     for label, name in enumerate(photographs):
         pixels = _load(folder / name, shrink)
-        rows, columns = _positions(pixels, split, count, size, cell, keyed_generator(seed, f"demo {name} {split}"))
+        rows, columns = _positions(
+            pixels, split, count, size, cell, keyed_generator(seed, f"demo {name} {split}")
+        )
         stem = Path(name).stem
         for number, (top, left) in enumerate(zip(rows, columns, strict=True)):
             crop = pixels[top : top + size, left : left + size]
@@ -73,7 +75,9 @@ def _folder() -> Path:
     # find_spec does not import scikit-image, and reading the files directly never starts a download.
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise DataError("the demo data set needs the photographs in scikit-image's wheel: pip install scikit-image")
+        raise DataError(
+            "the demo data set needs the photographs in scikit-image's wheel: pip install scikit-image"
+        )
     return Path(spec.origin).parent / "data"
 
 
@@ -82,10 +86,13 @@ def _load(path: Path, shrink: float) -> np.ndarray:
         with Image.open(path) as file:
             picture = file.convert("RGB")
     except OSError as error:
-        raise DataError(f"{path}: the demo photograph cannot be read; install scikit-image again") from error
+        raise DataError(
+            f"{path}: the demo photograph cannot be read; install scikit-image again"
+        ) from error
     if shrink != 1.0:
         picture = picture.resize(
-            (round(picture.width / shrink), round(picture.height / shrink)), Image.Resampling.LANCZOS
+            (round(picture.width / shrink), round(picture.height / shrink)),
+            Image.Resampling.LANCZOS,
         )
     return np.asarray(picture)
 
@@ -102,7 +109,9 @@ def _positions(
     mean, square = _window_sums(grey, size) / size**2, _window_sums(grey**2, size) / size**2
     usable = np.argwhere(inside & (square - mean**2 > 4.0**2))
     if len(usable) < count:
-        raise UsageError(f"only {len(usable)} {split} crops of {size} pixels fit, {count} were asked for")
+        raise UsageError(
+            f"only {len(usable)} {split} crops of {size} pixels fit, {count} were asked for"
+        )
     chosen = usable[np.sort(generator.choice(len(usable), count, replace=False))]
     return chosen[:, 0], chosen[:, 1]
 

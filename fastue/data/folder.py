@@ -24,7 +24,9 @@ def some(names: Iterable[str], shown: int = _SHOWN) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def open_folder(root: Path, *, size: int | None, table: dict[str, str] | None, on_error: str) -> ImageDataset:
+def open_folder(
+    root: Path, *, size: int | None, table: dict[str, str] | None, on_error: str
+) -> ImageDataset:
     """Every picture below root/<class>/ (sub-folders included); ids are paths relative to root, in sorted order.
 
     With `table` (relative path -> class name) the folder may have any shape and the table gives the classes.
@@ -36,7 +38,9 @@ def open_folder(root: Path, *, size: int | None, table: dict[str, str] | None, o
         ids, labels, classes = _scan_table(root, table, notes)
     pixels, kept = read_pictures(root, ids, size=size, on_error=on_error, notes=notes)
     ids = [ids[row] for row in kept]
-    classes, kept_labels = _drop_empty(root, classes, np.asarray(labels, dtype=np.int64)[kept], on_error, notes)
+    classes, kept_labels = _drop_empty(
+        root, classes, np.asarray(labels, dtype=np.int64)[kept], on_error, notes
+    )
     return ImageDataset(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
         labels=torch.from_numpy(kept_labels),
@@ -83,7 +87,9 @@ def read_pictures(
             gray += rows
     if len(sizes) > 1:
         common = sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))
-        text = "; ".join(f"{w}x{h}: {len(rows)} ({ids[min(rows)]})" for (h, w), rows in common[:_SHOWN])
+        text = "; ".join(
+            f"{w}x{h}: {len(rows)} ({ids[min(rows)]})" for (h, w), rows in common[:_SHOWN]
+        )
         rest = f"; and {len(common) - _SHOWN} more" if len(common) > _SHOWN else ""
         raise DataError(
             f"{root}: the pictures have {len(sizes)} different sizes ({text}{rest}). "
@@ -93,7 +99,9 @@ def read_pictures(
         names = some(f"{ids[row]} ({reason})" for row, reason in sorted(outcome.bad.items()))
         notes.append(f"{len(outcome.bad)} unreadable pictures left out: {names}")
     if gray:
-        notes.append(f"{len(gray)} pictures: gray converted to RGB: {some(ids[row] for row in sorted(gray))}")
+        notes.append(
+            f"{len(gray)} pictures: gray converted to RGB: {some(ids[row] for row in sorted(gray))}"
+        )
     for kind, rows in sorted(outcome.converted.items()):
         notes.append(f"{len(rows)} pictures: {kind}: {some(ids[row] for row in sorted(rows))}")
     kept = np.array(sorted(set(range(len(ids))) - set(outcome.bad)), dtype=np.int64)
@@ -161,7 +169,9 @@ def _scan_classes(root: Path, notes: list[str]) -> tuple[list[str], list[int], l
             "Move them into a folder named after their class, or give a table with --labels."
         )
     if not folders:
-        raise DataError(f"{root}: no class folders; pictures are expected as {root}/<class>/<picture>")
+        raise DataError(
+            f"{root}: no class folders; pictures are expected as {root}/<class>/<picture>"
+        )
     ids: list[str] = []
     labels: list[int] = []
     other = list(files)
@@ -175,15 +185,21 @@ def _scan_classes(root: Path, notes: list[str]) -> tuple[list[str], list[int], l
     return ids, labels, folders
 
 
-def _scan_table(root: Path, table: dict[str, str], notes: list[str]) -> tuple[list[str], list[int], list[str]]:
+def _scan_table(
+    root: Path, table: dict[str, str], notes: list[str]
+) -> tuple[list[str], list[int], list[str]]:
     names = _walk(root, "", notes)
     ids = [name for name in names if _is_picture(name)]
     missing = [name for name in ids if name not in table]
     if missing:
-        raise DataError(f"{root}: {len(missing)} pictures have no label in the table: {some(missing)}")
+        raise DataError(
+            f"{root}: {len(missing)} pictures have no label in the table: {some(missing)}"
+        )
     absent = sorted(set(table) - set(ids))
     if absent:
-        raise DataError(f"{root}: the label table names {len(absent)} pictures that are not there: {some(absent)}")
+        raise DataError(
+            f"{root}: the label table names {len(absent)} pictures that are not there: {some(absent)}"
+        )
     classes = sorted(set(table.values()))
     place = {name: label for label, name in enumerate(classes)}
     _finish_scan(root, ids, [name for name in names if not _is_picture(name)], notes)
@@ -193,11 +209,17 @@ def _scan_table(root: Path, table: dict[str, str], notes: list[str]) -> tuple[li
 def _finish_scan(root: Path, ids: list[str], other: list[str], notes: list[str]) -> None:
     undecodable = [name for name in ids if not _is_text(name)]
     if undecodable:
-        raise DataError(f"{root}: names that are not valid UTF-8, rename them: {some(map(ascii, undecodable))}")
+        raise DataError(
+            f"{root}: names that are not valid UTF-8, rename them: {some(map(ascii, undecodable))}"
+        )
     if not ids:
-        raise DataError(f"{root}: no picture found; PNG, JPEG, WebP and BMP files are read from {root}/<class>/")
+        raise DataError(
+            f"{root}: no picture found; PNG, JPEG, WebP and BMP files are read from {root}/<class>/"
+        )
     if other:
-        notes.append(f"{len(other)} files that are not PNG, JPEG, WebP or BMP left out: {some(map(_shown, other))}")
+        notes.append(
+            f"{len(other)} files that are not PNG, JPEG, WebP or BMP left out: {some(map(_shown, other))}"
+        )
 
 
 def _drop_empty(
@@ -233,7 +255,9 @@ def _walk(root: Path, folder: str, notes: list[str]) -> list[str]:
 
     visit(folder, frozenset({os.path.realpath(root)} if folder else ()))
     if loops:
-        notes.append(f"{len(loops)} links that lead back to a folder above not followed: {some(map(_shown, loops))}")
+        notes.append(
+            f"{len(loops)} links that lead back to a folder above not followed: {some(map(_shown, loops))}"
+        )
     return sorted(found)
 
 

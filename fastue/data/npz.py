@@ -30,7 +30,9 @@ def open_npz(path: Path, *, size: int | None = None) -> ImageDataset:
     for key in ("ids", "classes"):
         if key in arrays:
             if arrays[key].dtype.kind != "U" or arrays[key].ndim != 1:
-                raise DataError(f"{path}: {key} must be a 1-d array of strings, not {arrays[key].dtype}")
+                raise DataError(
+                    f"{path}: {key} must be a 1-d array of strings, not {arrays[key].dtype}"
+                )
             names[key] = arrays[key].tolist()
     return from_arrays(x, y, source=str(path), size=size, **names)
 
@@ -51,13 +53,19 @@ def from_arrays(
     if classes is None:
         top = int(y.max()) if len(y) else -1
         if top >= len(y):
-            raise DataError(f"{source}: label {top} for {len(y)} pictures; labels must be 0 .. classes - 1")
+            raise DataError(
+                f"{source}: label {top} for {len(y)} pictures; labels must be 0 .. classes - 1"
+            )
         classes = [str(label) for label in range(top + 1)]
     elif len(y) and int(y.max()) >= len(classes):
-        raise DataError(f"{source}: label {int(y.max())}, but only {len(classes)} classes are named")
+        raise DataError(
+            f"{source}: label {int(y.max())}, but only {len(classes)} classes are named"
+        )
     absent = sorted(set(range(len(classes))) - set(np.unique(y).tolist()))
     if absent:
-        notes.append(f"{len(absent)} classes without a picture: {some(classes[label] for label in absent)}")
+        notes.append(
+            f"{len(absent)} classes without a picture: {some(classes[label] for label in absent)}"
+        )
     if ids is None:
         width = max(5, len(str(len(x))))
         ids = [f"{row:0{width}d}" for row in range(len(x))]
@@ -66,7 +74,9 @@ def from_arrays(
         notes.append(f"{len(x)} pictures resized from {x.shape[2]}x{x.shape[1]} to {size}x{size}")
         resized = np.empty((len(x), size, size, x.shape[3]), dtype=np.uint8)
         for row, pixels in enumerate(x):
-            picture = fit(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), size)
+            picture = fit(
+                Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), size
+            )
             resized[row] = np.asarray(picture).reshape(size, size, -1)
         x = resized
     return ImageDataset(
@@ -92,9 +102,18 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: no permission to read it") from error
     except ValueError as error:
         if "pickle" in str(error):
-            raise DataError(f"{path}: holds pickled objects, which are never loaded; save plain arrays") from error
+            raise DataError(
+                f"{path}: holds pickled objects, which are never loaded; save plain arrays"
+            ) from error
         raise DataError(f"{path}: damaged .npz file: {error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
         raise DataError(f"{path}: damaged, or not an .npz file: {error}") from error
 
 
@@ -109,18 +128,28 @@ def _check_pictures(x: np.ndarray, source: str) -> np.ndarray:
     """uint8 [N,H,W,C], contiguous."""
     if x.dtype != np.uint8:
         if x.dtype.kind == "f" and not np.isfinite(x).all():
-            raise DataError(f"{source}: pictures hold NaN or infinite values; they must be uint8, 0 to 255")
-        advice = " (for values in 0 .. 1: (x * 255).round().astype(numpy.uint8))" if x.dtype.kind == "f" else ""
+            raise DataError(
+                f"{source}: pictures hold NaN or infinite values; they must be uint8, 0 to 255"
+            )
+        advice = (
+            " (for values in 0 .. 1: (x * 255).round().astype(numpy.uint8))"
+            if x.dtype.kind == "f"
+            else ""
+        )
         raise DataError(f"{source}: pictures are {x.dtype}; they must be uint8, 0 to 255{advice}")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4 or 0 in x.shape:
-        raise DataError(f"{source}: pictures have shape {list(x.shape)}; expected [N,H,W,C], [N,C,H,W] or [N,H,W]")
+        raise DataError(
+            f"{source}: pictures have shape {list(x.shape)}; expected [N,H,W,C], [N,C,H,W] or [N,H,W]"
+        )
     if x.shape[3] in (1, 3):
         return np.ascontiguousarray(x)
     if x.shape[1] in (1, 3):
         return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-    raise DataError(f"{source}: pictures have shape {list(x.shape)}; one or three channels are needed")
+    raise DataError(
+        f"{source}: pictures have shape {list(x.shape)}; one or three channels are needed"
+    )
 
 
 def _check_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
@@ -128,16 +157,22 @@ def _check_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
-        raise DataError(f"{source}: labels have shape {list(y.shape)}; expected [N], one whole number a picture")
+        raise DataError(
+            f"{source}: labels have shape {list(y.shape)}; expected [N], one whole number a picture"
+        )
     if y.dtype.kind not in "iu":
         if y.dtype.kind == "f" and not np.isfinite(y).all():
-            raise DataError(f"{source}: labels hold NaN: a label is missing at row {int(np.flatnonzero(y != y)[0])}")
+            raise DataError(
+                f"{source}: labels hold NaN: a label is missing at row {int(np.flatnonzero(y != y)[0])}"
+            )
         raise DataError(f"{source}: labels are {y.dtype}; they must be whole numbers (int64)")
     if len(y) != n:
         raise DataError(f"{source}: {n} pictures and {len(y)} labels")
     if len(y) and int(y.min()) < 0:
         rows = np.flatnonzero(y < 0)
-        raise DataError(f"{source}: {len(rows)} negative labels, the first at row {int(rows[0])}; labels begin at 0")
+        raise DataError(
+            f"{source}: {len(rows)} negative labels, the first at row {int(rows[0])}; labels begin at 0"
+        )
     if len(y) and int(y.max()) > np.iinfo(np.int64).max:
         raise DataError(f"{source}: label {int(y.max())} is too large")
     return y.astype(np.int64)

@@ -46,7 +46,9 @@ def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, 
     except FileNotFoundError as error:
         raise PictureError("no such file (a dangling link?)") from error
     except Image.UnidentifiedImageError as error:
-        reason = "empty file" if path.stat().st_size == 0 else "not a PNG, JPEG, WebP or BMP picture"
+        reason = (
+            "empty file" if path.stat().st_size == 0 else "not a PNG, JPEG, WebP or BMP picture"
+        )
         raise PictureError(reason) from error
     except MemoryError as error:
         raise PictureError("not enough memory to decode it") from error

@@ -40,7 +40,9 @@ def open_dataset(
         raise UsageError(f"--labels goes with a folder of pictures; {name} has its own labels")
     if name.startswith("demo:"):
         if size not in (None, 32):
-            raise UsageError(f"--size {size} does not go with the demo data set, whose pictures are 32x32")
+            raise UsageError(
+                f"--size {size} does not go with the demo data set, whose pictures are 32x32"
+            )
         dataset = demo_dataset(name.removeprefix("demo:"))
     elif name.startswith("torchvision:"):
         dataset = open_torchvision(name, size=size)
@@ -56,7 +58,9 @@ def open_dataset(
     present = len(dataset.labels.unique())
     if present < 2:
         only = dataset.classes[int(dataset.labels[0])] if present else "none"
-        raise DataError(f"{name}: a single class ({only}): there is nothing to learn, and nothing to protect")
+        raise DataError(
+            f"{name}: a single class ({only}): there is nothing to learn, and nothing to protect"
+        )
     return dataset
 
 
@@ -66,10 +70,14 @@ def _read_table(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for number, line in enumerate(csv.reader(file), 1):
-                if not line or (number == 1 and [cell.strip().lower() for cell in line] == ["file", "class"]):
+                if not line or (
+                    number == 1 and [cell.strip().lower() for cell in line] == ["file", "class"]
+                ):
                     continue
                 if len(line) != 2 or not line[0].strip() or not line[1].strip():
-                    raise DataError(f"{path}, line {number}: expected `file,class`, found {','.join(line)!r}")
+                    raise DataError(
+                        f"{path}, line {number}: expected `file,class`, found {','.join(line)!r}"
+                    )
                 name, label = line[0].strip(), line[1].strip()
                 if name in table:
                     raise DataError(f"{path}, line {number}: a second label for {name}")

@@ -24,7 +24,14 @@ from torch import Tensor
 
 from fastue import __version__
 from fastue.core.errors import DataError, UsageError
-from fastue.data.atomic import atomic_write_json, canonical_json, free_space_check, make_folder, remove_stale, writing
+from fastue.data.atomic import (
+    atomic_write_json,
+    canonical_json,
+    free_space_check,
+    make_folder,
+    remove_stale,
+    writing,
+)
 from fastue.data.dataset import ImageDataset
 from fastue.data.tensorfile import file_sha256, read_header, read_tensors, write_tensors
 
@@ -35,8 +42,29 @@ _PICTURES = "noise/pictures.safetensors"
 _SHARD_ROWS = 4096
 _SHARD_BYTES = 64 << 20
 # What the noise is a function of, as far as the store can tell; a run that differs in one of these is another run.
-_IDENTITY = ("method", "config", "compat", "seed", "eps", "levels", "per", "shape", "shard_rows", "source_fingerprint")
-_REQUIRED = (*_IDENTITY, "format", "ids", "labels", "classes", "rows", "shards", "pictures", "version")
+_IDENTITY = (
+    "method",
+    "config",
+    "compat",
+    "seed",
+    "eps",
+    "levels",
+    "per",
+    "shape",
+    "shard_rows",
+    "source_fingerprint",
+)
+_REQUIRED = (
+    *_IDENTITY,
+    "format",
+    "ids",
+    "labels",
+    "classes",
+    "rows",
+    "shards",
+    "pictures",
+    "version",
+)
 
 
 @dataclass(frozen=True)
@@ -92,14 +120,18 @@ class NoiseStore:
         for name in ("noise", "images"):
             remove_stale(directory / name)
             if (directory / name).is_dir() and any((directory / name).iterdir()):
-                raise UsageError(f"{directory / name}: holds files that no fastue run here wrote; choose another --out")
+                raise UsageError(
+                    f"{directory / name}: holds files that no fastue run here wrote; choose another --out"
+                )
         free_space_check(directory, full["rows"] * int(np.prod(full["shape"])) + (1 << 20))
         make_folder(directory / "noise")
         atomic_write_json(directory / _UNFINISHED, full)
         return cls(directory, full, finished=False)
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], *, checksums: bool = True, shards: bool = True) -> "NoiseStore":
+    def open(
+        cls, directory: str | os.PathLike[str], *, checksums: bool = True, shards: bool = True
+    ) -> "NoiseStore":
         """A finished store. Raises DataError that names the file at fault.
 
         The manifest must hold together and every shard must be there, whole and within the budget. checksums=False
@@ -110,7 +142,9 @@ class NoiseStore:
             raise DataError(f"{directory}: no such directory")
         if not (directory / MANIFEST).exists():
             if (directory / _UNFINISHED).exists():
-                raise DataError(f"{directory}: the run here is unfinished; start it again with the same arguments")
+                raise DataError(
+                    f"{directory}: the run here is unfinished; start it again with the same arguments"
+                )
             raise DataError(f"{directory}: not made by fastue protect (no {MANIFEST})")
         manifest = _read_json(directory / MANIFEST)
         _check_manifest(directory / MANIFEST, manifest)
@@ -124,7 +158,9 @@ class NoiseStore:
     def manifest(self) -> dict[str, Any]:
         """The manifest of a finished store."""
         if not self.finished:
-            raise DataError(f"{self.directory}: the run here is unfinished; start it again with the same arguments")
+            raise DataError(
+                f"{self.directory}: the run here is unfinished; start it again with the same arguments"
+            )
         return self.header
 
     @property
@@ -149,7 +185,9 @@ class NoiseStore:
 
     def missing_shards(self) -> list[int]:
         """Shards that are not there, or are damaged or another run's, and have to be written."""
-        return [shard for shard in range(self.shard_count) if self._shard_problem(shard, checksums=True)]
+        return [
+            shard for shard in range(self.shard_count) if self._shard_problem(shard, checksums=True)
+        ]
 
     def write_shard(self, shard: int, noise: Tensor) -> None:
         """Commit int8 noise [rows, C, H, W] of one shard. Raises DataError when it breaks the type or the budget."""
@@ -157,18 +195,26 @@ class NoiseStore:
         expected = (rows.stop - rows.start, *self.shape)
         if noise.dtype != torch.int8 or tuple(noise.shape) != expected:
             found = f"{str(noise.dtype).removeprefix('torch.')} {list(noise.shape)}"
-            raise DataError(f"shard {shard}: noise must be int8 {list(expected)} in 1/255, not {found}")
+            raise DataError(
+                f"shard {shard}: noise must be int8 {list(expected)} in 1/255, not {found}"
+            )
         strongest = _strongest(noise)
         if strongest > self.header["levels"]:
-            raise DataError(f"shard {shard}: noise of {strongest}/255 is over the budget {self.header['levels']}/255")
-        write_tensors(self.shard_path(shard), {"noise": noise.contiguous()}, self._shard_state(shard))
+            raise DataError(
+                f"shard {shard}: noise of {strongest}/255 is over the budget {self.header['levels']}/255"
+            )
+        write_tensors(
+            self.shard_path(shard), {"noise": noise.contiguous()}, self._shard_state(shard)
+        )
 
     def finish(self, pictures: WrittenPictures | None = None) -> dict[str, Any]:
         """Write the manifest, after which the store is complete; returns it. All shards have to be there."""
         if self.finished:
             return self.header
         if missing := self.missing_shards():
-            raise DataError(f"{self.directory}: {len(missing)} shards are not written yet, the first is {missing[0]}")
+            raise DataError(
+                f"{self.directory}: {len(missing)} shards are not written yet, the first is {missing[0]}"
+            )
         manifest = dict(self.header)
         manifest["shards"] = [
             {
@@ -181,7 +227,9 @@ class NoiseStore:
         manifest["pictures"] = None
         if pictures is not None:
             hashes = torch.from_numpy(pictures.sha256)
-            digest = write_tensors(self.directory / _PICTURES, {"sha256": hashes}, {"run": self._digest})
+            digest = write_tensors(
+                self.directory / _PICTURES, {"sha256": hashes}, {"run": self._digest}
+            )
             manifest["pictures"] = {
                 "kind": pictures.kind,
                 "files": pictures.files,
@@ -211,7 +259,9 @@ class NoiseStore:
 
     def bank(self) -> Tensor:
         """All noise in memory: int8 [N, C, H, W], or [K, C, H, W] when it is class-wise."""
-        return torch.cat([torch.from_numpy(np.array(self._map(shard))) for shard in range(self.shard_count)])
+        return torch.cat(
+            [torch.from_numpy(np.array(self._map(shard))) for shard in range(self.shard_count)]
+        )
 
     def shard_problems(self, *, checksums: bool = True) -> list[str]:
         """What is wrong with the shards of a finished store, one line each; empty when all is well."""
@@ -219,7 +269,9 @@ class NoiseStore:
         for shard, entry in enumerate(self.manifest["shards"]):
             problem = self._shard_problem(shard, checksums=checksums)
             if not problem and checksums and file_sha256(self.shard_path(shard)) != entry["sha256"]:
-                problem = f"{self.shard_path(shard)}: changed: its sha256 is not the one in the manifest"
+                problem = (
+                    f"{self.shard_path(shard)}: changed: its sha256 is not the one in the manifest"
+                )
             if problem:
                 problems.append(problem)
         return problems
@@ -255,7 +307,9 @@ class NoiseStore:
             ids = [str(name) for name in index]
             unknown = [name for name in ids if name not in place]
             if unknown:
-                raise DataError(f"{self.directory}: no noise for {unknown[0]!r} ({len(unknown)} unknown ids)")
+                raise DataError(
+                    f"{self.directory}: no noise for {unknown[0]!r} ({len(unknown)} unknown ids)"
+                )
             return np.array([place[name] for name in ids], dtype=np.int64)
         numbers = np.asarray(index, dtype=np.int64).reshape(-1)
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.header["ids"]):
@@ -291,12 +345,19 @@ def _strongest(noise: Tensor) -> int:
 
 
 def _full_header(
-    dataset: ImageDataset, per: str, eps: float, levels: int | None, shard_rows: int | None, header: dict[str, Any]
+    dataset: ImageDataset,
+    per: str,
+    eps: float,
+    levels: int | None,
+    shard_rows: int | None,
+    header: dict[str, Any],
 ) -> dict[str, Any]:
     if per not in ("sample", "class"):
         raise UsageError(f'noise is per "sample" or per "class", not {per!r}')
     if not 0 < eps < 1:  # NaN included
-        raise UsageError(f"eps must be between 0 and 1 in pixel units (8/255 for eight levels), not {eps:g}")
+        raise UsageError(
+            f"eps must be between 0 and 1 in pixel units (8/255 for eight levels), not {eps:g}"
+        )
     if levels is None:
         levels = int(eps * 255 + 1e-6)
     # One thousandth of a level of slack: 8/255 as a float times 255 may be 7.9999999.
@@ -337,7 +398,9 @@ def _full_header(
 
 
 def _digest(header: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({name: header.get(name) for name in _IDENTITY}).encode()).hexdigest()
+    return hashlib.sha256(
+        canonical_json({name: header.get(name) for name in _IDENTITY}).encode()
+    ).hexdigest()
 
 
 def _check_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -369,7 +432,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     if manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: format {manifest.get('format')!r}, this version of fastue reads format {FORMAT}")
+        raise DataError(
+            f"{path}: format {manifest.get('format')!r}, this version of fastue reads format {FORMAT}"
+        )
     missing = [name for name in _REQUIRED if name not in manifest]
     if missing:
         raise DataError(f"{path}: damaged: no {', '.join(missing)}")
@@ -393,7 +458,9 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
         )
         pictures = manifest["pictures"]
         if pictures is not None:
-            good = good and pictures["hashes"] == _PICTURES and all(map(is_inside, pictures["files"]))
+            good = (
+                good and pictures["hashes"] == _PICTURES and all(map(is_inside, pictures["files"]))
+            )
             good = good and len(pictures["files"]) == (n if pictures["kind"] == "png" else 1)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: {error!r}") from error

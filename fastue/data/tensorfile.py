@@ -40,7 +40,9 @@ class TensorFile:
 
     path: Path
     state: dict[str, Any]
-    entries: dict[str, tuple[str, tuple[int, ...], int, int]]  # begin and end count from the start of the file
+    entries: dict[
+        str, tuple[str, tuple[int, ...], int, int]
+    ]  # begin and end count from the start of the file
 
     def map_array(self, name: str, dtype: np.dtype | type) -> np.ndarray:
         """A tensor of the file as a read-only memory map."""
@@ -50,7 +52,9 @@ class TensorFile:
         return np.memmap(self.path, dtype=dtype, mode="r", offset=begin, shape=shape)
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], state: dict[str, Any]) -> str:
+def write_tensors(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], state: dict[str, Any]
+) -> str:
     """Write tensors (any layout, any device) and JSON-able `state`; returns the sha256 of the file's bytes.
 
     Equal values give equal bytes. Which 4-d tensors were channels_last is remembered, so that a resumed computation
@@ -63,7 +67,9 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], stat
     for tensor in flat.values():
         for block in _blocks(tensor):
             body.update(block)
-    ours = json.dumps({"channels_last": last, "sha256": body.hexdigest(), "state": state}, sort_keys=True)
+    ours = json.dumps(
+        {"channels_last": last, "sha256": body.hexdigest(), "state": state}, sort_keys=True
+    )
     header: dict[str, Any] = {"__metadata__": {"fastue": ours}}
     offset = 0
     # The format wants no gaps; the order of the bytes is ours to choose and is by name.
@@ -166,4 +172,8 @@ def _blocks(tensor: Tensor) -> list[memoryview]:
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    return (
+        tensor.ndim == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+    )

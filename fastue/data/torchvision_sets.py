@@ -17,7 +17,9 @@ def open_torchvision(source: str, *, size: int | None = None) -> ImageDataset:
     """`torchvision:NAME:FOLDER` or `torchvision:NAME:FOLDER:train` (default) or `:test`. Ids are row numbers."""
     parts = source.split(":", 2)
     if len(parts) != 3 or not parts[1] or not parts[2]:
-        raise UsageError(f"{source}: expected torchvision:NAME:FOLDER or torchvision:NAME:FOLDER:test")
+        raise UsageError(
+            f"{source}: expected torchvision:NAME:FOLDER or torchvision:NAME:FOLDER:test"
+        )
     name, folder, split = parts[1], parts[2], "train"
     for ending in ("train", "test", "val"):
         if folder.endswith(f":{ending}"):
@@ -68,5 +70,7 @@ def _arrays(data: Any, source: str, size: int | None) -> tuple[np.ndarray, np.nd
         labels.append(label)
     shapes = sorted({pixels.shape[:2] for pixels in rows})
     if len(shapes) != 1:
-        raise DataError(f"{source}: the pictures have {len(shapes)} different sizes. Pass --size S.")
+        raise DataError(
+            f"{source}: the pictures have {len(shapes)} different sizes. Pass --size S."
+        )
     return np.stack(rows), np.asarray(labels)

@@ -61,7 +61,9 @@ class VerifyResult:
             "label differs": self.wrong_label,
             "not in the source": self.not_in_source,
         }
-        lines = [f"{len(names)} pictures {kind}: {some(names)}" for kind, names in kinds.items() if names]
+        lines = [
+            f"{len(names)} pictures {kind}: {some(names)}" for kind, names in kinds.items() if names
+        ]
         return lines + self.store
 
     @property
@@ -75,7 +77,9 @@ class VerifyResult:
             psnr = "none changed" if self.psnr == math.inf else f"PSNR {self.psnr:.2f} dB"
             lines.append(f"against the source: largest difference {self.max_levels}/255, {psnr}")
         else:
-            lines.append("no source given: pixels checked against the hashes of this run, not against the originals")
+            lines.append(
+                "no source given: pixels checked against the hashes of this run, not against the originals"
+            )
         lines += [f"WRONG: {line}" for line in self.problems()] or ["ok: nothing is wrong"]
         return "\n".join(lines)
 
@@ -94,16 +98,22 @@ def open_protected(directory: str | os.PathLike[str]) -> ImageDataset:
     if pictures["kind"] == "npz":
         dataset = open_npz(directory / pictures["files"][0])
         if dataset.ids != manifest["ids"] or dataset.labels.tolist() != manifest["labels"]:
-            raise DataError(f"{directory / pictures['files'][0]}: its ids or labels are not those of the manifest")
+            raise DataError(
+                f"{directory / pictures['files'][0]}: its ids or labels are not those of the manifest"
+            )
         return dataset
     files = pictures["files"]
     absent = [name for name in files if not (directory / name).is_file()]
     if absent:
-        raise DataError(f"{directory}: {len(absent)} of {len(files)} written pictures are missing: {some(absent)}")
+        raise DataError(
+            f"{directory}: {len(absent)} of {len(files)} written pictures are missing: {some(absent)}"
+        )
     notes: list[str] = []
     pixels, _ = read_pictures(directory, files, size=None, on_error="stop", notes=notes)
     if list(pixels.shape[1:]) != _hwc(manifest["shape"]):
-        raise DataError(f"{directory}: pictures are {list(pixels.shape[1:])}, the manifest says {manifest['shape']}")
+        raise DataError(
+            f"{directory}: pictures are {list(pixels.shape[1:])}, the manifest says {manifest['shape']}"
+        )
     return ImageDataset(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
         labels=torch.tensor(manifest["labels"], dtype=torch.int64),
@@ -130,7 +140,9 @@ def verify(
     store = NoiseStore.open(directory, shards=False)
     manifest = store.manifest
     pictures = manifest["pictures"]
-    result = VerifyResult(pictures=len(manifest["ids"]), levels=manifest["levels"], store=store.shard_problems())
+    result = VerifyResult(
+        pictures=len(manifest["ids"]), levels=manifest["levels"], store=store.shard_problems()
+    )
     if pictures is None:
         return result
     hashes = _hashes(directory, manifest, result)
@@ -163,15 +175,21 @@ class _Originals:
         self.source = source
         place = {name: row for row, name in enumerate(source.ids)}
         self.rows = np.array([place.get(name, -1) for name in manifest["ids"]], dtype=np.int64)
-        result.not_in_source = [name for name, row in zip(manifest["ids"], self.rows, strict=True) if row < 0]
+        result.not_in_source = [
+            name for name, row in zip(manifest["ids"], self.rows, strict=True) if row < 0
+        ]
         if list(source.shape) != manifest["shape"]:
-            raise DataError(f"{source.source}: pictures are {list(source.shape)}, protected were {manifest['shape']}")
+            raise DataError(
+                f"{source.source}: pictures are {list(source.shape)}, protected were {manifest['shape']}"
+            )
         names = [source.classes[label] for label in source.labels.tolist()]
         for name, label, row in zip(manifest["ids"], manifest["labels"], self.rows, strict=True):
             if row >= 0 and names[row] != manifest["classes"][label]:
                 result.wrong_label.append(name)
         if source.fingerprint() != manifest["source_fingerprint"]:
-            result.store.append(f"{source.source}: not the data set that was protected (fingerprint differs)")
+            result.store.append(
+                f"{source.source}: not the data set that was protected (fingerprint differs)"
+            )
 
 
 class _Check:
@@ -185,7 +203,13 @@ class _Check:
         originals: _Originals | None,
         result: VerifyResult,
     ):
-        self.store, self.names, self.hashes, self.originals, self.result = store, names, hashes, originals, result
+        self.store, self.names, self.hashes, self.originals, self.result = (
+            store,
+            names,
+            hashes,
+            originals,
+            result,
+        )
         self.compat = store.manifest["compat"] == "emn2021"
         self.readable = not result.store or not store.shard_problems(checksums=False)
         self.squares, self.values, self.strongest = 0, 0, 0
@@ -235,7 +259,10 @@ def _hashes(directory: Path, manifest: dict, result: VerifyResult) -> np.ndarray
     path = directory / manifest["pictures"]["hashes"]
     try:
         hashes = read_tensors(path)[0]["sha256"].numpy()
-        if file_sha256(path) != manifest["pictures"]["hashes_sha256"] or hashes.shape != (len(manifest["ids"]), 32):
+        if file_sha256(path) != manifest["pictures"]["hashes_sha256"] or hashes.shape != (
+            len(manifest["ids"]),
+            32,
+        ):
             raise DataError(f"{path}: changed: its sha256 is not the one in the manifest")
     except (DataError, KeyError) as error:
         result.store.append(str(error))
@@ -277,7 +304,9 @@ def _decoded_files(
             yield rows, pixels
 
 
-def _decoded_npz(path: Path, manifest: dict, result: VerifyResult) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+def _decoded_npz(
+    path: Path, manifest: dict, result: VerifyResult
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     try:
         dataset = open_npz(path)
     except DataError as error:
@@ -310,8 +339,16 @@ def _check_labels(files: list[str], manifest: dict, result: VerifyResult) -> Non
 def _extra(directory: Path, files: list[str]) -> list[str]:
     known = set(files)
     top = files[0].split("/")[0] if files else "images"
-    found = (path.relative_to(directory).as_posix() for path in (directory / top).rglob("*") if path.is_file())
-    return sorted(name for name in found if name not in known and os.path.splitext(name)[1].lower() in EXTENSIONS)
+    found = (
+        path.relative_to(directory).as_posix()
+        for path in (directory / top).rglob("*")
+        if path.is_file()
+    )
+    return sorted(
+        name
+        for name in found
+        if name not in known and os.path.splitext(name)[1].lower() in EXTENSIONS
+    )
 
 
 def _hwc(shape: list[int]) -> list[int]:

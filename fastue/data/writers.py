@@ -24,7 +24,9 @@ from fastue.data.store import WrittenPictures, is_inside
 _BLOCK = 128
 
 
-def protected_pictures(images: Tensor, noise: Tensor, rows: Tensor, *, compat_emn2021: bool = False) -> Tensor:
+def protected_pictures(
+    images: Tensor, noise: Tensor, rows: Tensor, *, compat_emn2021: bool = False
+) -> Tensor:
     """clip(x + noise[rows], 0, 255): images uint8 [B,C,H,W], noise int8 [M,C,H,W] in 1/255, rows int64 [B] -> uint8.
 
     compat_emn2021 repeats what the public EMN code does when it builds its pictures: negative noise becomes 0.
@@ -69,7 +71,9 @@ def write_folder(
 
     def work(block: range) -> int:
         part = slice(block.start, block.stop)
-        pictures = protected_pictures(images[part], noise, rows[part], compat_emn2021=compat_emn2021)
+        pictures = protected_pictures(
+            images[part], noise, rows[part], compat_emn2021=compat_emn2021
+        )
         pixels = pictures.permute(0, 2, 3, 1).numpy()
         for row in block:
             picture = pixels[row - block.start]
@@ -100,7 +104,9 @@ def write_npz(
     Equal content gives equal bytes (the archive holds no times).
     """
     path = Path(path)
-    pictures = protected_pictures(dataset.images.cpu(), noise.cpu(), rows.cpu(), compat_emn2021=compat_emn2021)
+    pictures = protected_pictures(
+        dataset.images.cpu(), noise.cpu(), rows.cpu(), compat_emn2021=compat_emn2021
+    )
     x = pictures.permute(0, 2, 3, 1).numpy()
     arrays = {
         "x": x,
@@ -118,7 +124,9 @@ def write_npz(
 
     make_folder(path.parent)
     atomic_write(path, fill)
-    hashes = np.stack([pixel_hash(picture) for picture in x]) if len(x) else np.empty((0, 32), np.uint8)
+    hashes = (
+        np.stack([pixel_hash(picture) for picture in x]) if len(x) else np.empty((0, 32), np.uint8)
+    )
     return WrittenPictures("npz", [path.name], hashes)
 
 
@@ -142,15 +150,22 @@ def picture_names(dataset: ImageDataset) -> tuple[list[str], list[str]]:
     """
     bad = [name for name in dataset.classes if not is_inside(name) or "/" in name]
     if bad:
-        raise DataError(f"class names that cannot be folder names, rename them: {', '.join(map(repr, bad[:5]))}")
+        raise DataError(
+            f"class names that cannot be folder names, rename them: {', '.join(map(repr, bad[:5]))}"
+        )
     bad = [name for name in dataset.ids if not is_inside(name)]
     if bad:
-        raise DataError(f"ids that cannot be file names, rename them: {', '.join(map(repr, bad[:5]))}")
+        raise DataError(
+            f"ids that cannot be file names, rename them: {', '.join(map(repr, bad[:5]))}"
+        )
     whole = []
     for name, label in zip(dataset.ids, dataset.labels.tolist(), strict=True):
         folder = f"{dataset.classes[label]}/"
         whole.append(folder + name.removeprefix(folder))
-    short = [stem if end.lower() in EXTENSIONS else stem + end for stem, end in map(os.path.splitext, whole)]
+    short = [
+        stem if end.lower() in EXTENSIONS else stem + end
+        for stem, end in map(os.path.splitext, whole)
+    ]
     names = [f"{name}.png" for name in short]
     shared = _shared(names)
     for row in shared:
@@ -158,10 +173,14 @@ def picture_names(dataset: ImageDataset) -> tuple[list[str], list[str]]:
     for row in _shared(names):
         names[row] = f"{whole[row]}-{row}.png"
     if _shared(names):
-        raise DataError(f"picture names that cannot be told apart, rename them: {names[_shared(names)[0]]!r}")
+        raise DataError(
+            f"picture names that cannot be told apart, rename them: {names[_shared(names)[0]]!r}"
+        )
     notes = []
     if shared:
-        notes.append(f"{len(shared)} pictures share a name with another and keep their extension in it")
+        notes.append(
+            f"{len(shared)} pictures share a name with another and keep their extension in it"
+        )
     return names, notes
 
 

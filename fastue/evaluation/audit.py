@@ -64,7 +64,9 @@ def attack(
     else:
         originals = originals.to(where)
     for arch in archs:
-        build(arch, protected.num_classes, protected.shape[0])  # a wrong name fails before the first training
+        build(
+            arch, protected.num_classes, protected.shape[0]
+        )  # a wrong name fails before the first training
 
     described = {
         "directory": str(directory), "clean": clean, "source": source or run.get("source"), "suite": suite,
@@ -82,10 +84,14 @@ def attack(
         rows.append(row)
         on_row(row)
     files = write_report(out, rows, described, protected.num_classes, directory / "preview.png")
-    return AttackResult(rows, text_table(rows), verdict(rows, protected.num_classes), [out / "results.json", *files])
+    return AttackResult(
+        rows, text_table(rows), verdict(rows, protected.num_classes), [out / "results.json", *files]
+    )
 
 
-def _originals(source: str | None, size: int | None, manifest: dict, *, required: bool) -> ImageDataset | None:
+def _originals(
+    source: str | None, size: int | None, manifest: dict, *, required: bool
+) -> ImageDataset | None:
     """The clean originals if they are at `source` and are the ones that were protected."""
     if source is None:
         return None
@@ -97,6 +103,8 @@ def _originals(source: str | None, size: int | None, manifest: dict, *, required
         return None
     if data.fingerprint() != manifest["source_fingerprint"]:
         if required:
-            raise DataError(f"--source {source}: these are not the pictures that were protected (fingerprint differs)")
+            raise DataError(
+                f"--source {source}: these are not the pictures that were protected (fingerprint differs)"
+            )
         return None
     return data

@@ -56,7 +56,9 @@ class Claim:
             raise UsageError(f"--alpha {self.alpha:g}: must be between 0 and 1")
 
     def grid(self, sigma: float) -> tuple[float, ...]:
-        return self.eta or tuple(round(sigma * share, 6) for share in (0.04, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2))
+        return self.eta or tuple(
+            round(sigma * share, 6) for share in (0.04, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+        )
 
 
 @dataclass
@@ -102,7 +104,9 @@ def certify(
     if rank == 0:
         _declare(out, declared)
     distributed.barrier()
-    header = {key: declared[key] for key in ("digest", "total", "smoothing", "surrogate", "pictures")}
+    header = {
+        key: declared[key] for key in ("digest", "total", "smoothing", "surrogate", "pictures")
+    }
     made, _ = draws.read(out, header)
     distributed.barrier()  # all have read before any writes
     wanted = [i for i in (part or range(claim.n)) if i not in made]
@@ -144,7 +148,9 @@ def prepare(
             make_folder(out)
             written = (train_on / MANIFEST).exists()
             train = open_protected(train_on) if written else open_dataset(str(train_on), size=size)
-            config = VictimConfig(arch=arch, epochs=epochs, precision=resolve_precision(precision, device))
+            config = VictimConfig(
+                arch=arch, epochs=epochs, precision=resolve_precision(precision, device)
+            )
             check_pair(train, data)
             model, curves = fit(
                 train.to(device), data, config, seed=seed,
@@ -159,7 +165,9 @@ def prepare(
         surrogate = kept
     elif surrogate.is_dir():
         surrogate = surrogate / SURROGATE_FILE
-    model, known = saved.load(surrogate, arch=arch, classes=data.num_classes, channels=data.shape[0])
+    model, known = saved.load(
+        surrogate, arch=arch, classes=data.num_classes, channels=data.shape[0]
+    )
     if len(known["classes"]) != data.num_classes or known["channels"] != data.shape[0]:
         raise DataError(
             f"{surrogate}: a network for {len(known['classes'])} classes and {known['channels']} channels; {clean} has "
@@ -170,18 +178,29 @@ def prepare(
     return model, known, data
 
 
-def plan(claim: Claim, smoothing: Smoothing, model: nn.Module | None = None, data: ImageDataset | None = None) -> str:
+def plan(
+    claim: Claim,
+    smoothing: Smoothing,
+    model: nn.Module | None = None,
+    data: ImageDataset | None = None,
+) -> str:
     """What N draws reach, what each eta needs, and with a network and pictures how long that takes."""
     sigma, alpha = smoothing.sigma, claim.alpha
     etas = claim.grid(sigma)
     if claim.simultaneous:
         levels = [float(bounds.shifted_level(q, eta, sigma)) for q in claim.q for eta in etas]
         alpha = bounds.local_level(claim.n, tuple(levels), alpha)
-    lines = [f"sigma {sigma:g}, N {claim.n}, alpha {claim.alpha:g} ({alpha:.3g} for each of the grid)"]
+    lines = [
+        f"sigma {sigma:g}, N {claim.n}, alpha {claim.alpha:g} ({alpha:.3g} for each of the grid)"
+    ]
     for q in claim.q:
-        lines.append(f"q {q:g}: {claim.n} draws reach eta {bounds.largest_eta(claim.n, q, sigma, alpha):.4g}")
+        lines.append(
+            f"q {q:g}: {claim.n} draws reach eta {bounds.largest_eta(claim.n, q, sigma, alpha):.4g}"
+        )
         lines += [
-            f"  eta {eta:<8g} needs {bounds.needed_draws(q, eta, sigma, alpha):.4g} draws" for eta in etas if eta > 0
+            f"  eta {eta:<8g} needs {bounds.needed_draws(q, eta, sigma, alpha):.4g} draws"
+            for eta in etas
+            if eta > 0
         ]
     if model is not None and data is not None:
         sampler = Sampler(model, data, smoothing)
@@ -189,7 +208,9 @@ def plan(claim: Claim, smoothing: Smoothing, model: nn.Module | None = None, dat
         start = time.perf_counter()
         sampler.counts([0]).tolist()
         one = time.perf_counter() - start
-        lines.append(f"time  {one:.3g} s a draw of {len(data)} pictures, {claim.n * one:.4g} s for N")
+        lines.append(
+            f"time  {one:.3g} s a draw of {len(data)} pictures, {claim.n * one:.4g} s for N"
+        )
     return "\n".join(lines)
 
 
@@ -213,12 +234,16 @@ def recover(
     certificate but for one time in fifty at most.
     """
     claim, smoothing = found.document["claim"], Smoothing(**found.document["smoothing"])
-    config = config or RecoveryConfig(sphere=compat == "pue2025", free_statistics=compat == "pue2025")
+    config = config or RecoveryConfig(
+        sphere=compat == "pue2025", free_statistics=compat == "pue2025"
+    )
     learn_from = data if aux == "oracle" else open_dataset(aux, size=size).to(data.device)
     check_pair(learn_from, data)
     certified = {(c["q"], c["eta"]): c["accuracy"] for c in found.document["certificates"]}
     rows = []
-    lines = [f"{'eta':>8} {'attack':<8} {'without noise':>13} {'q':>5} {'noisy, at least':>15} {'certified':>9}"]
+    lines = [
+        f"{'eta':>8} {'attack':<8} {'without noise':>13} {'q':>5} {'noisy, at least':>15} {'certified':>9}"
+    ]
     for number, eta in enumerate(claim["eta"]):
         for name, attack in (("sgd", sgd_recover), ("random", random_search)):
             moved = attack(model, learn_from, eta, config)
@@ -231,10 +256,13 @@ def recover(
                 rows.append({"eta": eta, "attack": name, "noiseless": plain, "q": q, "noisy_lower": low,
                              "certified": certified[q, eta]})  # fmt: skip
                 shown = ["-" if v is None else f"{v:.2f}" for v in (low, certified[q, eta])]
-                lines.append(f"{eta:8g} {name:<8} {plain:13.2f} {q:5g} {shown[0]:>15} {shown[1]:>9}")
+                lines.append(
+                    f"{eta:8g} {name:<8} {plain:13.2f} {q:5g} {shown[0]:>15} {shown[1]:>9}"
+                )
         progress("recovery", number + 1, len(claim["eta"]), {})
     atomic_write_json(
-        out / "recovery.json", {"aux": aux, "compat": compat, "config": asdict(config), "fresh": fresh, "rows": rows}
+        out / "recovery.json",
+        {"aux": aux, "compat": compat, "config": asdict(config), "fresh": fresh, "rows": rows},
     )
     return "\n".join(lines)
 
@@ -244,7 +272,9 @@ def merged(folders: list[Path], out: Path) -> Certified:
     declared = [_declared(folder) for folder in folders]
     for folder, other in zip(folders[1:], declared[1:], strict=True):
         if different := [key for key in declared[0] if other.get(key) != declared[0][key]]:
-            raise DataError(f"{folder}: declares another certificate than {folders[0]} (differs in {different[0]})")
+            raise DataError(
+                f"{folder}: declares another certificate than {folders[0]} (differs in {different[0]})"
+            )
     made, _ = draws.merge(folders, {"digest": declared[0]["digest"]})
     make_folder(out)
     _declare(out, declared[0])
@@ -275,7 +305,13 @@ def conclude(out: Path, declared: dict, made: dict[int, int]) -> Certified:
         raise DataError(f"{out}: draw {foreign[0]} is not among the {n} declared ones")
     correct = [made[i] for i in sorted(made)]
     budget = bounds.tail_budget(declared["parameters"])
-    keywords = {"sigma": sigma, "alpha": alpha, "n": n, "budget": budget, "simultaneous": claim["simultaneous"]}
+    keywords = {
+        "sigma": sigma,
+        "alpha": alpha,
+        "n": n,
+        "budget": budget,
+        "simultaneous": claim["simultaneous"],
+    }
     found = bounds.certify(correct, total, q=claim["q"], eta=claim["eta"], **keywords)
     share = sorted(100 * c / total for c in correct) or [100.0]
     document = {
@@ -318,7 +354,11 @@ def words(document: dict) -> str:
     noisy, chance = d["noisy_accuracy"], 100 / d["classes"]
     said = [c for c in d["certificates"] if c["accuracy"] is not None]
     best = max(said, key=lambda c: (c["q"], c["eta"]), default=None)
-    joint = "for all lines of the table together" if claim["simultaneous"] else "for each line of the table by itself"
+    joint = (
+        "for all lines of the table together"
+        if claim["simultaneous"]
+        else "for each line of the table by itself"
+    )
     if best is None:
         text = f"Nothing is certified: {claim['n']} draws are too few for any of these (q, eta); see --plan."
     else:
@@ -369,13 +409,25 @@ def plot(document: dict) -> bytes | None:
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     for q in claim["q"]:
-        points = [(c["eta"], c["accuracy"]) for c in d["certificates"] if c["q"] == q and c["accuracy"] is not None]
+        points = [
+            (c["eta"], c["accuracy"])
+            for c in d["certificates"]
+            if c["q"] == q and c["accuracy"] is not None
+        ]
         if points:
             left.plot(*zip(*points, strict=True), marker="o", ms=4, label=f"q = {q:g}")
-    left.axhline(d["noiseless_accuracy"], color="#c1121f", lw=1, ls="--", label="without noise (not certified)")
+    left.axhline(
+        d["noiseless_accuracy"],
+        color="#c1121f",
+        lw=1,
+        ls="--",
+        label="without noise (not certified)",
+    )
     left.axhline(100 / d["classes"], color="black", lw=0.8, ls=":", label="chance")
     left.set(
-        xlabel="eta (l2 shift of the weights)", ylabel="certified accuracy (%)", xlim=(0, 1.05 * max(claim["eta"]))
+        xlabel="eta (l2 shift of the weights)",
+        ylabel="certified accuracy (%)",
+        xlim=(0, 1.05 * max(claim["eta"])),
     )
     left.locator_params(axis="x", nbins=5)
     left.legend(fontsize=8)

@@ -27,16 +27,22 @@ def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128)
     gap, title = 4, 18
     height, width = clean.shape[2:]
     size = (max(1, cell * width // max(height, width)), max(1, cell * height // max(height, width)))
-    grid = Image.new("RGB", (4 * (size[0] + gap) + gap, title + len(clean) * (size[1] + gap)), "white")
+    grid = Image.new(
+        "RGB", (4 * (size[0] + gap) + gap, title + len(clean) * (size[1] + gap)), "white"
+    )
     draw = ImageDraw.Draw(grid)
     for c, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
         left = gap + c * (size[0] + gap)
         draw.text((left, 3), name, fill="black")
         for r, picture in enumerate(column.to(torch.uint8)):
             array = picture.permute(1, 2, 0).cpu().numpy()
-            image = Image.fromarray(np.ascontiguousarray(array if array.shape[2] == 3 else array[:, :, 0]))
+            image = Image.fromarray(
+                np.ascontiguousarray(array if array.shape[2] == 3 else array[:, :, 0])
+            )
             method = Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
-            grid.paste(image.convert("RGB").resize(size, method), (left, title + r * (size[1] + gap)))
+            grid.paste(
+                image.convert("RGB").resize(size, method), (left, title + r * (size[1] + gap))
+            )
     return grid
 
 

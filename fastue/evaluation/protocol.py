@@ -42,11 +42,17 @@ def random_noise(data: ImageDataset, levels: int, per: str, seed: int) -> Tensor
     The control of the EMN paper (section 4); a function of (seed, per, row) only.
     """
     rows = len(data) if per == "sample" else data.num_classes
-    draw = keyed_generator(seed, f"random-{per}").uniform(-levels, levels, size=(rows, *data.shape)).round()
+    draw = (
+        keyed_generator(seed, f"random-{per}")
+        .uniform(-levels, levels, size=(rows, *data.shape))
+        .round()
+    )
     return torch.from_numpy(draw).to(torch.int8)
 
 
-def arm_pictures(arm: str, seed: int, protected: ImageDataset, originals: ImageDataset, levels: int) -> ImageDataset:
+def arm_pictures(
+    arm: str, seed: int, protected: ImageDataset, originals: ImageDataset, levels: int
+) -> ImageDataset:
     """The training set of an arm."""
     if arm == "protected":
         return protected
@@ -54,7 +60,11 @@ def arm_pictures(arm: str, seed: int, protected: ImageDataset, originals: ImageD
         return originals
     per = arm.removeprefix("random-")
     noise = random_noise(originals, levels, per, seed).to(originals.device)
-    rows = originals.labels if per == "class" else torch.arange(len(originals), device=originals.device)
+    rows = (
+        originals.labels
+        if per == "class"
+        else torch.arange(len(originals), device=originals.device)
+    )
     return replace(originals, images=protected_pictures(originals.images, noise, rows), source=arm)
 
 
@@ -85,12 +95,20 @@ def evaluate(
     for data in filter(None, (protected, originals)):
         check_pair(data, test)
     prints = {id(data): data.fingerprint() for data in (protected, originals, test) if data}
-    cells = [Cell(cm, arm, arch, seed) for cm in SUITES[suite] for arch in archs for seed in seeds for arm in arms]
+    cells = [
+        Cell(cm, arm, arch, seed)
+        for cm in SUITES[suite]
+        for arch in archs
+        for seed in seeds
+        for arm in arms
+    ]
     make_folder(out / "rows")
     rows: list[dict] = []
     for number, cell in enumerate(cells, 1):
         victim = replace(config, arch=cell.arch)
-        inputs = [prints[id(data)] for data in (protected if cell.arm == "protected" else originals, test)]
+        inputs = [
+            prints[id(data)] for data in (protected if cell.arm == "protected" else originals, test)
+        ]
         inputs += [levels] if cell.arm.startswith("random") else []
         described = {**asdict(cell), **asdict(victim), "inputs": inputs}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
@@ -102,7 +120,11 @@ def evaluate(
             name = f"[{number}/{len(cells)}] {cell.arm} {cell.arch} seed {cell.seed}"
             start = time.perf_counter()
             curves = train_victim(
-                train, test, victim, seed=cell.seed, progress=lambda d, t, info, n=name: progress(n, d, t, info)
+                train,
+                test,
+                victim,
+                seed=cell.seed,
+                progress=lambda d, t, info, n=name: progress(n, d, t, info),
             )
             row = {
                 **asdict(cell), "accuracy_final": curves["accuracy"][-1], "accuracy_peak": max(curves["accuracy"]),

@@ -10,7 +10,12 @@ from fastue.core.errors import UsageError
 from fastue.data.atomic import atomic_write_bytes, atomic_write_text
 from fastue.evaluation.protocol import summarise, verdict
 
-ARM_COLOURS = {"clean": "#2a9d3a", "protected": "#c1121f", "random-sample": "#6c757d", "random-class": "#1d6fa5"}
+ARM_COLOURS = {
+    "clean": "#2a9d3a",
+    "protected": "#c1121f",
+    "random-sample": "#6c757d",
+    "random-class": "#1d6fa5",
+}
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
@@ -27,7 +32,9 @@ def text_table(rows: list[dict]) -> str:
         f"{'countermeasure':<15} {'victim':<16} {'trained on':<14} {'final %':>15} {'highest':>8} {'peak %':>7} seeds"
     ]
     for line in _ordered(rows):
-        spread = f"{line['final_mean']:.1f}" + (f" +- {line['final_sd']:4.1f}" if line["seeds"] > 1 else "")
+        spread = f"{line['final_mean']:.1f}" + (
+            f" +- {line['final_sd']:4.1f}" if line["seeds"] > 1 else ""
+        )
         lines.append(
             f"{line['countermeasure']:<15} {line['arch']:<16} {line['arm']:<14} {spread:>15} {line['final_max']:8.1f} "
             f"{line['peak_mean']:7.1f} {line['seeds']:5d}"
@@ -37,7 +44,9 @@ def text_table(rows: list[dict]) -> str:
 
 def _ordered(rows: list[dict]) -> list[dict]:
     arms = list(ARM_COLOURS)
-    return sorted(summarise(rows), key=lambda line: (arms.index(line["arm"]) != 1, -line["final_mean"]))
+    return sorted(
+        summarise(rows), key=lambda line: (arms.index(line["arm"]) != 1, -line["final_mean"])
+    )
 
 
 def accuracy_plot(rows: list[dict], num_classes: int) -> bytes | None:
@@ -60,7 +69,14 @@ def accuracy_plot(rows: list[dict], num_classes: int) -> bytes | None:
                 if (row["countermeasure"], row["arch"], row["arm"]) == (*panel, arm):
                     curve = row["accuracy_curve"]
                     style = {"marker": "o"} if len(curve) == 1 else {}
-                    axis.plot(range(1, len(curve) + 1), curve, color=colour, alpha=0.8, label=label, **style)
+                    axis.plot(
+                        range(1, len(curve) + 1),
+                        curve,
+                        color=colour,
+                        alpha=0.8,
+                        label=label,
+                        **style,
+                    )
                     label = None  # one legend entry an arm
         axis.axhline(100 / num_classes, color="black", lw=0.8, ls=":", label="chance")
         axis.set(xlabel="epoch", ylabel="accuracy on clean test pictures (%)", ylim=(0, 100))
@@ -74,7 +90,9 @@ def accuracy_plot(rows: list[dict], num_classes: int) -> bytes | None:
     return buffer.getvalue()
 
 
-def write_report(out: Path, rows: list[dict], config: dict, num_classes: int, preview: Path | None) -> list[Path]:
+def write_report(
+    out: Path, rows: list[dict], config: dict, num_classes: int, preview: Path | None
+) -> list[Path]:
     """Write `report.html` and, with matplotlib, `accuracy.png` into `out`; the paths written."""
     if not rows:
         raise UsageError(f"{out}: there is no row to report")
@@ -95,7 +113,9 @@ def write_report(out: Path, rows: list[dict], config: dict, num_classes: int, pr
         body.append(
             f"<h2>Pictures</h2><img alt='clean, noise, protected, difference' src='{_uri(preview.read_bytes())}'>"
         )
-    body.append(f"<h2>Configuration</h2><pre>{html.escape(json.dumps(config, indent=2, sort_keys=True))}</pre>")
+    body.append(
+        f"<h2>Configuration</h2><pre>{html.escape(json.dumps(config, indent=2, sort_keys=True))}</pre>"
+    )
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>fastue attack</title>"
         f"<style>{STYLE}</style></head><body><h1>What a victim learns from the protected pictures</h1>"
@@ -115,9 +135,18 @@ def _html_table(rows: list[dict]) -> str:
     )
     lines = []
     for line in _ordered(rows):
-        names = "".join(f"<td>{html.escape(str(line[k]))}</td>" for k in ("countermeasure", "arch", "arm"))
-        final = f"{line['final_mean']:.1f}" + (f" &plusmn; {line['final_sd']:.1f}" if line["seeds"] > 1 else "")
-        numbers = (final, f"{line['final_max']:.1f}", f"{line['peak_mean']:.1f}", str(line["seeds"]))
+        names = "".join(
+            f"<td>{html.escape(str(line[k]))}</td>" for k in ("countermeasure", "arch", "arm")
+        )
+        final = f"{line['final_mean']:.1f}" + (
+            f" &plusmn; {line['final_sd']:.1f}" if line["seeds"] > 1 else ""
+        )
+        numbers = (
+            final,
+            f"{line['final_max']:.1f}",
+            f"{line['peak_mean']:.1f}",
+            str(line["seeds"]),
+        )
         cells = "".join(f"<td class='n'>{number}</td>" for number in numbers)
         lines.append(f"<tr class='{line['arm']}'>{names}{cells}</tr>")
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"

@@ -21,7 +21,9 @@ class Perturbation:
     eps: float
     history: list[dict] = field(default_factory=list)
     converged: bool = True  # False where a stop rule was not met in the sweeps allowed
-    surrogate: nn.Module | None = None  # the network the noise was made with, as it stood at the end
+    surrogate: nn.Module | None = (
+        None  # the network the noise was made with, as it stood at the end
+    )
 
     def quantised(self) -> Tensor:
         """int8 in units of 1/255, rounded to nearest and never above the budget."""
@@ -33,7 +35,9 @@ def budget_levels(eps: float) -> int:
     """The largest whole number of 1/255 steps within an L-inf budget `eps` in [0,1] pixel units."""
     levels = int(eps * 255 + 1e-6)
     if not 1 <= levels <= 127:
-        raise UsageError(f"--eps {eps:g}: must be between 1/255 and 127/255 to be written as 8-bit noise")
+        raise UsageError(
+            f"--eps {eps:g}: must be between 1/255 and 127/255 to be written as 8-bit noise"
+        )
     return levels
 
 
@@ -68,7 +72,9 @@ def pack(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
 
 def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.SGD) -> None:
     """The reverse of `pack`, in place."""
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
     for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
         if f"momentum.{i}" in tensors:
             buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])

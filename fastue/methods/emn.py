@@ -56,9 +56,20 @@ class EMNConfig:
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("steps", "step", "train_steps", "batch", "lr", "clip", "stop_sweeps", "max_sweeps"):
+        for name in (
+            "steps",
+            "step",
+            "train_steps",
+            "batch",
+            "lr",
+            "clip",
+            "stop_sweeps",
+            "max_sweeps",
+        ):
             if not getattr(self, name) > 0:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0"
+                )
         if not 0 < self.subset <= 1 or not 0 <= self.stop_error < 1:
             raise UsageError("--subset must be in (0, 1] and --stop-error in [0, 1)")
 
@@ -97,7 +108,9 @@ class Surrogate:
 
     def learn(self, x: Tensor, y: Tensor, number: int) -> None:
         """The `number`-th training step of the run."""
-        train_step(self.model, self.optimizer, x, y, precision=self.config.precision, clip=self.config.clip)
+        train_step(
+            self.model, self.optimizer, x, y, precision=self.config.precision, clip=self.config.clip
+        )
 
     def gradient(self, noisy: Tensor, y: Tensor, move: int, number: int) -> tuple[Tensor, Tensor]:
         """For noise step `move` on the `number`-th batch of all sweeps: see _input_gradient."""
@@ -171,7 +184,9 @@ def emn(
         theta.frozen.refresh()
         for x, y, index in clock.over("data", batches(data, batch, rows[state["swept"] :])):
             with clock("ops"):
-                noisy = apply_noise(x, noise, y if classwise else index, dtype=dtype, channels_last=True)
+                noisy = apply_noise(
+                    x, noise, y if classwise else index, dtype=dtype, channels_last=True
+                )
             number = state["sweep"] * -(-len(rows) // batch) + state["swept"] // batch
             for move in range(theta.moves):
                 with clock("network"):
@@ -193,7 +208,9 @@ def emn(
         state["sweep"], state["swept"] = state["sweep"] + 1, 0
         checkpoint.tick(snapshot)
 
-    return Perturbation(noise, c.mode, c.eps, state["history"], theta.finished(state["history"]), model)
+    return Perturbation(
+        noise, c.mode, c.eps, state["history"], theta.finished(state["history"]), model
+    )
 
 
 _order = functools.lru_cache(maxsize=1)(epoch_order)

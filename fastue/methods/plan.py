@@ -34,7 +34,9 @@ def plan(data: ImageDataset, config: EMNConfig, device: torch.device) -> str:
         last = time.perf_counter()
 
     with contextlib.suppress(_Enough):
-        METHODS[config.method](data.to(device), config, checkpoint=Checkpointer(None), progress=watch)
+        METHODS[config.method](
+            data.to(device), config, checkpoint=Checkpointer(None), progress=watch
+        )
     train, noise = min(seconds["train"]), min(seconds["noise"])
     rows = config.searched(len(data), data.num_classes)
     sweep = config.train_steps * train + -(-rows // config.batch) * noise

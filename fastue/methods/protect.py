@@ -60,7 +60,9 @@ def protect(
     if compat == "emn2021":
         config = published_stop(config)
     levels = budget_levels(config.eps)
-    models.build(config.arch, data.num_classes, data.shape[0])  # a wrong name fails before anything is written
+    models.build(
+        config.arch, data.num_classes, data.shape[0]
+    )  # a wrong name fails before anything is written
     arguments = {
         "method": config.method, "config": asdict(config), "compat": compat, "size": size, "device": device.type,
         "source_fingerprint": data.fingerprint(),
@@ -75,7 +77,9 @@ def protect(
         torch.set_num_threads(run["threads"])
         free_space_check(out, _bytes_needed(data, config))
         checkpoint = Checkpointer(out / "work", checkpoint_seconds)
-        result = METHODS[config.method](data.to(device), config, checkpoint=checkpoint, clock=clock, progress=progress)
+        result = METHODS[config.method](
+            data.to(device), config, checkpoint=checkpoint, clock=clock, progress=progress
+        )
         noise = result.quantised()
 
         with (clock or Clock())("store"):
@@ -104,9 +108,16 @@ def _begin(out: Path, arguments: dict, source: str) -> dict:
     path = out / RUN_FILE
     if not path.exists():
         if foreign := sorted(entry.name for entry in out.iterdir() if entry.name != ".lock"):
-            raise UsageError(f"--out {out}: is not empty (holds {', '.join(foreign[:3])}); name a new directory")
+            raise UsageError(
+                f"--out {out}: is not empty (holds {', '.join(foreign[:3])}); name a new directory"
+            )
         local = "" if ":" in source and not os.path.exists(source) else os.path.abspath(source)
-        run = {**arguments, "source": local or source, "threads": torch.get_num_threads(), "versions": info.collect()}
+        run = {
+            **arguments,
+            "source": local or source,
+            "threads": torch.get_num_threads(),
+            "versions": info.collect(),
+        }
         atomic_write_json(path, run)
         return run
     try:
@@ -126,7 +137,9 @@ def _begin(out: Path, arguments: dict, source: str) -> dict:
 def _flat(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return flat
 
 

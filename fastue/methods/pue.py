@@ -39,7 +39,9 @@ class PUEConfig(EMNConfig):
         super().__post_init__()
         for name in ("sigma", "train_draws", "noise_draws"):
             if not getattr(self, name) > 0:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0"
+                )
         if self.levels < 2:
             raise UsageError(f"--levels {self.levels}: at least 2, the noiseless one and sigma")
 
@@ -91,7 +93,9 @@ class SmoothedSurrogate(Surrogate):
         total = torch.zeros_like(noisy, dtype=torch.float32)
         for draw in range(self.config.noise_draws):
             self._perturb(sigma, WEIGHTS_NOISE_STEP, number, move, draw, self.config.noise_draws)
-            total += _input_gradient(self.frozen.refresh(), noisy, y)[0]  # perturbed first, folded then
+            total += _input_gradient(self.frozen.refresh(), noisy, y)[
+                0
+            ]  # perturbed first, folded then
         self.weights.restore()
         return total, self.right
 
@@ -100,14 +104,18 @@ class SmoothedSurrogate(Surrogate):
         switch = _switch(history, self.config)
         return switch is not None and super().finished(history[switch + 1 :])
 
-    def _perturb(self, sigma: float, purpose: int, number: int, level: int, draw: int, draws: int) -> None:
+    def _perturb(
+        self, sigma: float, purpose: int, number: int, level: int, draw: int, draws: int
+    ) -> None:
         index = (number * self.config.levels + level) * draws + draw
         self.weights.perturb(sigma, seed=self.config.seed, purpose=purpose, draw=index)
 
 
 def _switch(history: list[dict], config: PUEConfig) -> int | None:
     """The sweep after which the weights are perturbed."""
-    return next((i for i, entry in enumerate(history) if entry["error"] < config.smooth_below), None)
+    return next(
+        (i for i, entry in enumerate(history) if entry["error"] < config.smooth_below), None
+    )
 
 
 def pue(data: ImageDataset, config: PUEConfig, **keywords) -> Perturbation:

@@ -41,7 +41,9 @@ def build(name: str, num_classes: int, in_channels: int = 3, *, seed: int = 0) -
             )
         width = int(match[2] or DEFAULT_WIDTH.get(match[1], 64))
         if width < 2 or width % 2:
-            raise UsageError(f"--arch {name}: the width after -w must be an even number of at least 2")
+            raise UsageError(
+                f"--arch {name}: the width after -w must be an even number of at least 2"
+            )
         return FAMILIES[match[1]](num_classes, in_channels, width)
 
 
@@ -51,13 +53,19 @@ def _from_library(library: str, name: str, num_classes: int, in_channels: int) -
     if library == "timm":
         timm = import_timm()
         if name not in timm.list_models():
-            raise UsageError(f"--arch timm:{name}: timm {timm.__version__} has no model of this name")
+            raise UsageError(
+                f"--arch timm:{name}: timm {timm.__version__} has no model of this name"
+            )
         return timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
     if library == "torchvision":
         models = import_torchvision().models
         if name not in models.list_models(module=models):
-            raise UsageError(f"--arch torchvision:{name}: torchvision has no classification model of this name")
+            raise UsageError(
+                f"--arch torchvision:{name}: torchvision has no classification model of this name"
+            )
         if in_channels != 3:
-            raise UsageError(f"--arch torchvision:{name}: takes 3-channel pictures, these have {in_channels}")
+            raise UsageError(
+                f"--arch torchvision:{name}: takes 3-channel pictures, these have {in_channels}"
+            )
         return models.get_model(name, weights=None, num_classes=num_classes)
     raise UsageError(f"--arch {library}:{name}: unknown library; timm: and torchvision: are known")

@@ -16,7 +16,10 @@ class Conv(nn.Conv2d):
     """nn.Conv2d, up to rounding, and faster under bf16 autocast on a CPU with AMX."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
+        if (
+            torch.is_autocast_enabled(x.device.type)
+            and torch.get_autocast_dtype(x.device.type) == torch.bfloat16
+        ):
             plain = self.bias is None and self.padding_mode == "zeros"
             own = _kernel(x, torch.bfloat16, self.weight, _settings(self)) if plain else None
             if own:
@@ -34,12 +37,18 @@ class FoldedConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, relu: bool):
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
-        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        bias = (
+            conv.weight.new_zeros(conv.out_channels)
+            if conv.bias is None
+            else conv.bias.detach().clone()
+        )
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.settings = _settings(conv)
         self.relu = relu
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, relu: bool | None = None
+    ) -> Tensor:
         relu = self.relu if relu is None else relu
         own = _kernel(x, x.dtype, self.weight, self.settings)
         if own or _onednn_takes(x, self.settings, residual):
@@ -66,7 +75,12 @@ def _settings(conv: nn.Conv2d) -> tuple:
 def _kernel(x: Tensor, dtype: torch.dtype, weight: Tensor, settings: tuple) -> str | None:
     """Which op is the way for x in this dtype: one that has a kernel here for a convolution like this, or none."""
     stride, padding, dilation, groups = settings
-    if groups != 1 or dilation != (1, 1) or isinstance(padding, str) or torch.compiler.is_compiling():
+    if (
+        groups != 1
+        or dilation != (1, 1)
+        or isinstance(padding, str)
+        or torch.compiler.is_compiling()
+    ):
         return None
     if stride[0] != stride[1] or padding[0] != padding[1]:
         return None
@@ -76,12 +90,16 @@ def _kernel(x: Tensor, dtype: torch.dtype, weight: Tensor, settings: tuple) -> s
     return "conv3x3" if fits and ops.has_kernel("conv3x3", x.device, dtype) else None
 
 
-def _ours(kernel: str, x: Tensor, weight: Tensor, settings: tuple, size: tuple | None = None, **given) -> Tensor:
+def _ours(
+    kernel: str, x: Tensor, weight: Tensor, settings: tuple, size: tuple | None = None, **given
+) -> Tensor:
     """`size` is that of the input, for the way back."""
     (stride, *_), (padding, *_), _, _ = settings
     if kernel == "conv3x3":
         return ops.conv3x3(x, weight, transposed=size is not None, **given)
-    return ops.conv(x, weight, stride=stride, padding=padding, transposed=size is not None, size=size, **given)
+    return ops.conv(
+        x, weight, stride=stride, padding=padding, transposed=size is not None, size=size, **given
+    )
 
 
 def is_plain(part: nn.Module) -> bool:
@@ -90,7 +108,11 @@ def is_plain(part: nn.Module) -> bool:
 
 
 def _onednn_takes(x: Tensor, settings: tuple, residual: Tensor | None) -> bool:
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
+    if (
+        x.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or not torch.backends.mkldnn.is_available()
+    ):
         return False  # the compiler fuses by itself
     if isinstance(settings[1], str) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return False
@@ -116,7 +138,9 @@ def _onednn(x, weight, bias, residual, settings, relu):
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, residual, settings, relu, own):
-        few = own == "conv3x3" and x.shape[1] < 16  # not worth transforming, on the way back they are
+        few = (
+            own == "conv3x3" and x.shape[1] < 16
+        )  # not worth transforming, on the way back they are
         if own and not few:
             weight = weight.to(x.dtype, memory_format=torch.channels_last)
             bias = bias if bias is None else bias.float()
@@ -142,9 +166,19 @@ class _Convolution(torch.autograd.Function):
             found[0] = _ours(own, gradient, weight, settings, size, gate=y)
         elif of_x:
             found[0] = torch.ops.aten.convolution_backward(
-                gradient, x, weight, None, *settings[:3], False, (0, 0), groups, (True, False, False)
+                gradient,
+                x,
+                weight,
+                None,
+                *settings[:3],
+                False,
+                (0, 0),
+                groups,
+                (True, False, False),
             )[0]
         if of_weight:
-            found[1] = ops.conv_weights(x, gradient, torch.empty_like(weight, dtype=torch.float32), stride, padding)
+            found[1] = ops.conv_weights(
+                x, gradient, torch.empty_like(weight, dtype=torch.float32), stride, padding
+            )
         found[3] = gradient if of_residual else None
         return tuple(found)

@@ -53,7 +53,13 @@ class FrozenCopy:
         for name in self._folded:
             conv, norm = self.model.get_submodule(name)[:2]
             weight, bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                conv.weight,
+                conv.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
             )
             source[f"{name}.0.weight"], source[f"{name}.0.bias"] = weight, bias
         for name, value in target.items():

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from fastue.models.conv import Conv, add_relu
 
 
-def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, *, relu: bool = False) -> nn.Sequential:
+def conv_bn(
+    cin: int, cout: int, kernel: int, stride: int = 1, *, relu: bool = False
+) -> nn.Sequential:
     """Activations are in place: a fresh buffer for each costs a CPU more than the arithmetic."""
     conv = Conv(cin, cout, kernel, stride=stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(cout), *([nn.ReLU(inplace=True)] if relu else []))
@@ -20,7 +22,9 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv_bn(cin, width, 3, stride, relu=True)
         self.conv2 = conv_bn(width, width, 3)
-        self.shortcut = nn.Identity() if stride == 1 and cin == width else conv_bn(cin, width, 1, stride)
+        self.shortcut = (
+            nn.Identity() if stride == 1 and cin == width else conv_bn(cin, width, 1, stride)
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +40,9 @@ class Bottleneck(nn.Module):
         self.conv1 = conv_bn(cin, width, 1, relu=True)
         self.conv2 = conv_bn(width, width, 3, stride, relu=True)
         self.conv3 = conv_bn(width, cout, 1)
-        self.shortcut = nn.Identity() if stride == 1 and cin == cout else conv_bn(cin, cout, 1, stride)
+        self.shortcut = (
+            nn.Identity() if stride == 1 and cin == cout else conv_bn(cin, cout, 1, stride)
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +52,14 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Logits [B, num_classes] of pictures [B, C, H, W]; `width` is the number of channels of the first stage."""
 
-    def __init__(self, block, depths: tuple[int, ...], num_classes: int, in_channels: int = 3, width: int = 64):
+    def __init__(
+        self,
+        block,
+        depths: tuple[int, ...],
+        num_classes: int,
+        in_channels: int = 3,
+        width: int = 64,
+    ):
         super().__init__()
         self.stem = conv_bn(in_channels, width, 3, relu=True)
         cin, stages = width, []

@@ -10,9 +10,17 @@ from fastue.core.errors import DataError, UsageError
 from fastue.data.tensorfile import read_tensors, write_tensors
 
 
-def save(path: Path, model: nn.Module, *, arch: str, classes: list[str], channels: int, **notes) -> str:
+def save(
+    path: Path, model: nn.Module, *, arch: str, classes: list[str], channels: int, **notes
+) -> str:
     """Write the network; `notes` (JSON) say where it comes from. Returns the file's sha256."""
-    state = {"kind": "surrogate", "arch": arch, "classes": classes, "channels": channels, "notes": notes}
+    state = {
+        "kind": "surrogate",
+        "arch": arch,
+        "classes": classes,
+        "channels": channels,
+        "notes": notes,
+    }
     return write_tensors(path, dict(model.state_dict()), state)
 
 
@@ -29,17 +37,30 @@ def load(path: Path, *, arch: str | None = None, classes: int | None = None, cha
             raise DataError(f"{path}: holds no network written by fastue")
     else:
         if arch is None or classes is None:
-            raise UsageError(f"--surrogate {path}: a plain state_dict needs --arch to say which network it is of")
+            raise UsageError(
+                f"--surrogate {path}: a plain state_dict needs --arch to say which network it is of"
+            )
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file") from error
         except Exception as error:  # torch raises whatever its unpickler met
-            raise DataError(f"{path}: not a state_dict that torch.load(weights_only=True) reads ({error})") from error
-        known = {"arch": arch, "classes": [str(k) for k in range(classes)], "channels": channels, "notes": {}}
+            raise DataError(
+                f"{path}: not a state_dict that torch.load(weights_only=True) reads ({error})"
+            ) from error
+        known = {
+            "arch": arch,
+            "classes": [str(k) for k in range(classes)],
+            "channels": channels,
+            "notes": {},
+        }
     model = models.build(known["arch"], len(known["classes"]), known["channels"])
     try:
-        model.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
+        model.load_state_dict(
+            {name.removeprefix("module."): value for name, value in tensors.items()}
+        )
     except (RuntimeError, AttributeError) as error:
-        raise DataError(f"{path}: does not fit {known['arch']}: {str(error).splitlines()[0]}") from error
+        raise DataError(
+            f"{path}: does not fit {known['arch']}: {str(error).splitlines()[0]}"
+        ) from error
     return model.eval(), known

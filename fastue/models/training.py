@@ -21,7 +21,9 @@ def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        fast = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        fast = (
+            device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        )
     return "bf16" if fast else "float32"
 
 
@@ -33,7 +35,9 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {device}: not usable here ({reason}); use auto or cpu") from error
+        raise UsageError(
+            f"--device {device}: not usable here ({reason}); use auto or cpu"
+        ) from error
     return torch.device(device)
 
 
@@ -47,12 +51,20 @@ def to_input(x: Tensor) -> Tensor:
     return x.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def sgd(model: nn.Module, lr: float, *, momentum: float = 0.9, weight_decay: float = 5e-4) -> torch.optim.SGD:
+def sgd(
+    model: nn.Module, lr: float, *, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, *, precision: str, clip: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    *,
+    precision: str,
+    clip: float,
 ) -> Tensor:
     """One cross-entropy step on model input x [B,C,H,W], gradients clipped at norm `clip`. Returns the loss, 0-d."""
     with autocast(x.device, precision):
@@ -65,7 +77,9 @@ def train_step(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, precision: str) -> float:
+def accuracy(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, precision: str
+) -> float:
     """Percent of pictures classified right in eval mode, over uint8 batches (x, y, index); one read-back in all."""
     model.eval()
     correct: Tensor | int = 0

@@ -12,9 +12,14 @@ CONFIG = VictimConfig(arch="cnn-w8", epochs=4, batch=16, lr=0.05, augment=False)
 
 def test_learns_clean_pictures_and_reports_every_epoch(tiny):
     seen = []
-    curves = train_victim(tiny(), tiny(seed=1), CONFIG, seed=0, progress=lambda d, t, info: seen.append((d, t)))
+    curves = train_victim(
+        tiny(), tiny(seed=1), CONFIG, seed=0, progress=lambda d, t, info: seen.append((d, t))
+    )
     assert curves["accuracy"][-1] > 80 and curves["train_accuracy"][0] > 80
-    assert len(curves["accuracy"]) == len(curves["loss"]) == 4 and curves["loss"][-1] < curves["loss"][0]
+    assert (
+        len(curves["accuracy"]) == len(curves["loss"]) == 4
+        and curves["loss"][-1] < curves["loss"][0]
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -26,13 +31,17 @@ def test_same_seed_same_curve_other_seed_other_curve(tiny):
 def test_shortcut_noise_ruins_the_victim(tiny):
     """The pictures carry a stronger, simpler cue of the class than what they show: the test set lacks it."""
     train = tiny()
-    train.images.permute(0, 2, 3, 1)[:, ::2, ::2, :] = (60 * train.labels).to(train.images.dtype)[:, None, None, None]
+    train.images.permute(0, 2, 3, 1)[:, ::2, ::2, :] = (60 * train.labels).to(train.images.dtype)[
+        :, None, None, None
+    ]
     curves = train_victim(train, tiny(seed=1), replace(CONFIG, epochs=8), seed=0)
     assert curves["train_accuracy"][0] > 95 and curves["accuracy"][-1] < 60
 
 
 def test_fewer_pictures_than_a_batch(tiny):
-    curves = train_victim(tiny(2), tiny(2, seed=1), VictimConfig(arch="cnn-w8", epochs=1, batch=128), seed=0)
+    curves = train_victim(
+        tiny(2), tiny(2, seed=1), VictimConfig(arch="cnn-w8", epochs=1, batch=128), seed=0
+    )
     assert len(curves["accuracy"]) == 1
 
 

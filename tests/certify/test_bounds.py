@@ -56,7 +56,11 @@ def test_published_indices_with_the_error_shared_by_26():
 def test_index_is_sound_and_minimal_in_exact_arithmetic():
     random = np.random.default_rng(1)
     for _ in range(150):
-        n, level, alpha = int(random.integers(1, 60)), random.uniform(0.02, 0.999), 10 ** random.uniform(-18, -0.3)
+        n, level, alpha = (
+            int(random.integers(1, 60)),
+            random.uniform(0.02, 0.999),
+            10 ** random.uniform(-18, -0.3),
+        )
         p, tail, index = Fraction(level), Fraction(0), n + 1
         while index > 1:  # tail = P[Bin(n, level) >= index]
             more = tail + math.comb(n, index - 1) * p ** (index - 1) * (1 - p) ** (n - index + 1)
@@ -74,7 +78,10 @@ def test_index_is_the_binomial_quantile_of_scipy():
 
 
 def test_index_grows_with_level_and_confidence():
-    table = [[order_index(500, level, a) or 501 for level in np.linspace(0.5, 1, 60)] for a in (0.1, 0.01, 0.001)]
+    table = [
+        [order_index(500, level, a) or 501 for level in np.linspace(0.5, 1, 60)]
+        for a in (0.1, 0.01, 0.001)
+    ]
     assert (np.diff(table, axis=0) >= 0).all() and (np.diff(table, axis=1) >= 0).all()
     assert table[0][0] < table[0][-1] == 501 and table[0][0] < table[2][0]
 
@@ -82,16 +89,24 @@ def test_index_grows_with_level_and_confidence():
 def test_abstains_exactly_beyond_the_closed_form():
     edge = 0.01 ** (1 / 1000)
     assert edge == pytest.approx(0.995405, abs=1e-6)
-    assert order_index(1000, edge - 1e-9, 0.01) == 1000 and order_index(1000, edge + 1e-9, 0.01) is None
+    assert (
+        order_index(1000, edge - 1e-9, 0.01) == 1000
+        and order_index(1000, edge + 1e-9, 0.01) is None
+    )
     assert order_index(1000, 1.0, 0.01) is None and order_index(10**9, 1.2, 0.01) is None
     assert order_index(10, 0.5, 1e-30) is None  # 1 - alpha is 1 in floating point
 
 
 def test_shifted_level_is_the_theorem():
     assert shifted_level(0.5, 0.25, 0.25) == pytest.approx(norm.cdf(1))
-    assert shifted_level(0.9, 0, 0.1) == pytest.approx(0.9) and shifted_level(0.9, 0, 0.1, budget=0.2) > 1
+    assert (
+        shifted_level(0.9, 0, 0.1) == pytest.approx(0.9)
+        and shifted_level(0.9, 0, 0.1, budget=0.2) > 1
+    )
     grid = shifted_level(np.array([[0.5], [0.9]]), np.array([0, 0.1, 0.2]), 0.25, 0.01)
-    assert grid.shape == (2, 3) and grid[1, 2] == pytest.approx(norm.cdf(norm.ppf(0.9) + 0.8) + 0.01)
+    assert grid.shape == (2, 3) and grid[1, 2] == pytest.approx(
+        norm.cdf(norm.ppf(0.9) + 0.8) + 0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +122,11 @@ def test_radial_function_is_bounded(q, eta, true, certified):
 
 def test_tail_budget_counts_pairs():
     assert tail_budget(11_173_962) == 5_586_981 / 2**40
-    assert tail_budget(3, radius_bits=10) == 2 / 1024 and tail_budget(0) == 0 and tail_budget(10**6, 4) == 1
+    assert (
+        tail_budget(3, radius_bits=10) == 2 / 1024
+        and tail_budget(0) == 0
+        and tail_budget(10**6, 4) == 1
+    )
     cut = math.sqrt(-2 * math.log(2.0**-10))  # of a radius sqrt(-2 log u) with u at least 2^-10
     assert chi2.sf(cut**2, 2) == pytest.approx(tail_budget(2, radius_bits=10))
 
@@ -117,7 +136,11 @@ def test_certificate_is_the_order_statistic():
     assert [(c.q, c.eta) for c in found] == [(q, eta) for q in GRID["q"] for eta in GRID["eta"]]
     for c in found:
         assert c.k == order_index(500, c.level, 0.01) and c.level == shifted_level(c.q, c.eta, 0.25)
-        assert not c.abstains and c.correct == sorted(COUNTS)[c.k - 1] and c.accuracy == c.correct / 1000
+        assert (
+            not c.abstains
+            and c.correct == sorted(COUNTS)[c.k - 1]
+            and c.accuracy == c.correct / 1000
+        )
         assert (c.n, c.total, c.missing, c.alpha_local) == (500, 1000, 0, 0.01)
     (abstains,) = certify(COUNTS, 1000, q=0.9, eta=0.4, sigma=0.25)
     assert abstains.abstains and abstains.k is abstains.correct is abstains.accuracy is None
@@ -128,7 +151,11 @@ def test_certificate_is_the_order_statistic():
 def test_order_and_type_of_the_counts_do_not_matter():
     expected = certify(COUNTS, 1000, **GRID)
     assert certify(np.random.default_rng(3).permutation(COUNTS), 1000, **GRID) == expected
-    assert certify(COUNTS.tolist(), 1000, **GRID) == certify(COUNTS.astype(float), 1000, **GRID) == expected
+    assert (
+        certify(COUNTS.tolist(), 1000, **GRID)
+        == certify(COUNTS.astype(float), 1000, **GRID)
+        == expected
+    )
     accuracies = np.sort(COUNTS / 1000)
     assert [c.accuracy for c in expected] == [accuracies[c.k - 1] for c in expected]
 
@@ -157,7 +184,10 @@ def test_certificate_grows_with_q_eta_and_confidence():
         loose, tight = ([c.correct for c in certify(COUNTS, 1000, **GRID, alpha=a, simultaneous=simultaneous)]
                         for a in (0.1, 0.001))  # fmt: skip
         table = np.array([loose, tight]).reshape(2, 3, 4)
-        assert all((np.diff(table, axis=axis) >= 0).all() and np.diff(table, axis=axis).any() for axis in range(3))
+        assert all(
+            (np.diff(table, axis=axis) >= 0).all() and np.diff(table, axis=axis).any()
+            for axis in range(3)
+        )
 
 
 def test_together_is_at_least_pointwise_and_at_most_bonferroni():
@@ -173,20 +203,27 @@ def test_together_is_at_least_pointwise_and_at_most_bonferroni():
         COUNTS, 1000, q=0.9, eta=0.1, sigma=0.25, simultaneous=False
     )
     repeated = certify(COUNTS, 1000, q=(0.9, 0.9), eta=(0.1, 2.0, 0.1), sigma=0.25)
-    assert {c.alpha_local for c in repeated} == {0.01}  # one level twice, and levels that claim nothing, are free
+    assert {c.alpha_local for c in repeated} == {
+        0.01
+    }  # one level twice, and levels that claim nothing, are free
 
 
 def test_joint_probability_is_that_of_the_binomial_chain():
     levels, indices, n = (0.2, 0.5, 0.55, 0.9), (10, 18, 41, 37), 40
     state, before = np.eye(n + 1)[0], 0.0
     for level, k in zip(levels, indices, strict=True):
-        move = [binom.pmf(np.arange(n + 1) - c, n - c, (level - before) / (1 - before)) for c in range(n + 1)]
+        move = [
+            binom.pmf(np.arange(n + 1) - c, n - c, (level - before) / (1 - before))
+            for c in range(n + 1)
+        ]
         state, before = state @ np.array(move), level
         state[k:] = 0
     assert 0.05 < 1 - state.sum() < 0.95
     assert joint_miss(n, levels, indices) == pytest.approx(1 - state.sum(), abs=1e-12)
     assert joint_miss(n, (0.7,), (33,)) == pytest.approx(binom.sf(32, n, 0.7), abs=1e-12)
-    assert abs(joint_miss(20_000, (0.3, 0.9), (20_001, 20_001))) < 1e-9  # no cut, nothing missed: the rounding alone
+    assert (
+        abs(joint_miss(20_000, (0.3, 0.9), (20_001, 20_001))) < 1e-9
+    )  # no cut, nothing missed: the rounding alone
 
 
 def test_joint_level_is_valid_and_close_to_the_largest(monkeypatch):
@@ -206,7 +243,9 @@ def test_joint_level_is_valid_and_close_to_the_largest(monkeypatch):
 def test_generalisation_gives_up_exactly_rho():
     t, rho, level = bounds.generalisation(0.9, 0.1, 0.25, 9728, 0.01)
     assert math.exp(-2 * 9728 * t**2) / 0.01 == pytest.approx(rho)
-    assert level == pytest.approx(shifted_level(0.9, 0.1, 0.25) + rho) and rho == pytest.approx(0.1 * (1 - level + rho))
+    assert level == pytest.approx(shifted_level(0.9, 0.1, 0.25) + rho) and rho == pytest.approx(
+        0.1 * (1 - level + rho)
+    )
     assert 0.0154 < t < 0.03  # Hoeffding for one theta alone is 0.0154
     # Never above what two shifts (of the exception, then of q plus it) would need.
     twice = shifted_level(0.9 + shifted_level(rho, 0.1, 0.25), 0.1, 0.25)
@@ -218,11 +257,15 @@ def test_generalisation_gives_up_exactly_rho():
 
 @pytest.mark.parametrize("s, f", [(0, 0), (1, 0), (0, 3), (30, 2), (200, 40), (5, 60)])
 def test_e_value_is_the_mixture(s, f):
-    mixture, _ = quad(lambda p: (p / 0.8) ** s * ((1 - p) / 0.2) ** f / 0.2, 0.8, 1, epsabs=0, epsrel=1e-10)
+    mixture, _ = quad(
+        lambda p: (p / 0.8) ** s * ((1 - p) / 0.2) ** f / 0.2, 0.8, 1, epsabs=0, epsrel=1e-10
+    )
     assert log_e_value(s, f, 0.8) == pytest.approx(math.log(mixture), abs=1e-8)
 
 
-@pytest.mark.parametrize("s, f, slack", [(999_000, 1000, 1e-6), (900_000, 100_000, 1e-6), (500_000, 500_000, 0.3)])
+@pytest.mark.parametrize(
+    "s, f, slack", [(999_000, 1000, 1e-6), (900_000, 100_000, 1e-6), (500_000, 500_000, 0.3)]
+)
 def test_e_value_of_a_million_draws(s, f, slack):
     """Against the series e = level/(f+1) sum_j (s+f+2)...(s+f+1+j) / ((f+2)...(f+1+j)) (1-level)^j."""
     j = np.arange(1_000_000)
@@ -247,21 +290,40 @@ def test_needed_draws_of_the_specification():
     assert [needed_draws(0.9, eta, 0.25, 0.01) for eta in (0, 0.1, 0.2, 0.3)] == [44, 98, 245, 702]
     for q, eta, expected in [(0.9, 0.5, 8.9e3), (0.9, 1, 7.2e7), (0.9, 2, 5.5e20), (0.5, 1, 1.5e5)]:
         assert needed_draws(q, eta, 0.25, 0.01) == pytest.approx(expected, rel=0.035)
-    assert math.isfinite(needed_draws(0.9, 8, 1, 1e-6)) and needed_draws(0.9, 100, 1, 0.01) == math.inf
-    assert needed_draws(0.9, 1, 0.25, 0.01, budget=1e-6) == math.inf and needed_draws(1e-20, 0, 1, 0.5) == 1
+    assert (
+        math.isfinite(needed_draws(0.9, 8, 1, 1e-6)) and needed_draws(0.9, 100, 1, 0.01) == math.inf
+    )
+    assert (
+        needed_draws(0.9, 1, 0.25, 0.01, budget=1e-6) == math.inf
+        and needed_draws(1e-20, 0, 1, 0.5) == 1
+    )
 
 
 def test_largest_eta_of_the_specification():
     found = [largest_eta(n, 0.9, 1.0, 0.01) for n in (100, 1000, 10**4, 10**5, 10**6)]
     assert found == pytest.approx([0.414, 1.323, 2.032, 2.629, 3.153], abs=6e-4)
-    assert largest_eta(20, 0.9, 1, 0.01) == -math.inf and largest_eta(10**6, 0.9, 1, 0.01, budget=0.2) == -math.inf
+    assert (
+        largest_eta(20, 0.9, 1, 0.01) == -math.inf
+        and largest_eta(10**6, 0.9, 1, 0.01, budget=0.2) == -math.inf
+    )
 
 
 @pytest.mark.parametrize("budget", [0, 1e-3])
 def test_planners_agree_with_the_index(budget):
-    for q, eta, alpha in [(0.9, 0, 0.01), (0.9, 0.1, 0.01), (0.5, 0.4, 0.001), (0.99, 0.05, 0.1), (0.02, 0, 0.5)]:
-        n, level = int(needed_draws(q, eta, 0.25, alpha, budget)), shifted_level(q, eta, 0.25, budget)
-        assert order_index(n, level, alpha) == n and (n == 1 or order_index(n - 1, level, alpha) is None)
+    for q, eta, alpha in [
+        (0.9, 0, 0.01),
+        (0.9, 0.1, 0.01),
+        (0.5, 0.4, 0.001),
+        (0.99, 0.05, 0.1),
+        (0.02, 0, 0.5),
+    ]:
+        n, level = (
+            int(needed_draws(q, eta, 0.25, alpha, budget)),
+            shifted_level(q, eta, 0.25, budget),
+        )
+        assert order_index(n, level, alpha) == n and (
+            n == 1 or order_index(n - 1, level, alpha) is None
+        )
         edge = largest_eta(n, q, 0.25, alpha, budget)
         assert edge >= eta
         assert order_index(n, shifted_level(q, edge + 1e-7, 0.25, budget), alpha) is None
@@ -307,4 +369,7 @@ def test_wrong_arguments_are_named(name, call):
 
 def test_the_package_does_not_load_scipy():
     code = "import sys, fastue.certify; print('scipy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "False"
+    )

@@ -44,7 +44,12 @@ def test_refused(tmp_path):
         merge([tmp_path / "a", tmp_path / "c"])
     log = tmp_path / "a" / "draws-r0.log"
     good = log.read_text()
-    for bad in (good.replace("2 3", "2 4"), good + "5 6\n", good + good.splitlines()[1] + "\n", "7\n" + good):
+    for bad in (
+        good.replace("2 3", "2 4"),
+        good + "5 6\n",
+        good + good.splitlines()[1] + "\n",
+        "7\n" + good,
+    ):
         log.write_text(bad)
         with pytest.raises(DataError, match="line"):
             read(tmp_path / "a")

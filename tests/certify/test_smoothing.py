@@ -25,7 +25,9 @@ SIGMA = 0.03
 def trained(tiny):
     """(network above chance, test pictures): 4 classes of 12x12 pictures, hard enough to be missed by some."""
     data = tiny(60, 1, contrast=18), tiny(50, 2, contrast=18)
-    model, curves = fit(data[0], data[1], VictimConfig(arch="cnn-w8", epochs=8, batch=32, augment=False), seed=0)
+    model, curves = fit(
+        data[0], data[1], VictimConfig(arch="cnn-w8", epochs=8, batch=32, augment=False), seed=0
+    )
     assert curves["accuracy"][-1] > 60
     return model.eval(), data[1]
 
@@ -42,7 +44,11 @@ def test_same_counts_as_the_published_loop(trained):
     sampler = Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50))
     assert sampler.counts(range(12)).tolist() == wanted
     assert len(set(wanted)) > 3  # else the comparison would prove little
-    half = Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50, arithmetic="bf16-folded")).counts(range(12)).tolist()
+    half = (
+        Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50, arithmetic="bf16-folded"))
+        .counts(range(12))
+        .tolist()
+    )
     assert max(abs(a - b) for a, b in zip(half, wanted, strict=True)) <= 0.05 * len(data)
 
 
@@ -53,12 +59,18 @@ def test_a_draw_is_a_function_of_its_number(trained):
     again = Sampler(model, data, Smoothing(SIGMA))
     assert [again.counts([i]).tolist()[0] for i in (2, 9, 0, 5)] == together[::-1]
     assert sampler.counts([5]).tolist() == together[:1]  # no drift: the noise is never subtracted
-    assert Sampler(model, data, Smoothing(SIGMA, seed=1)).counts(range(8)).tolist() != sampler.counts(range(8)).tolist()
+    assert (
+        Sampler(model, data, Smoothing(SIGMA, seed=1)).counts(range(8)).tolist()
+        != sampler.counts(range(8)).tolist()
+    )
 
 
 def digests_on(model, data, backend: str) -> list[str]:
     with use_backend(backend):
-        return [Sampler(model, data, Smoothing(SIGMA, arithmetic=a)).digest for a in ("fp32", "bf16-folded")]
+        return [
+            Sampler(model, data, Smoothing(SIGMA, arithmetic=a)).digest
+            for a in ("fp32", "bf16-folded")
+        ]
 
 
 def test_digest_covers_what_counts_depend_on(trained):
@@ -75,7 +87,11 @@ def test_digest_covers_what_counts_depend_on(trained):
     changed += [Sampler(model, data.subset(range(len(data) - 1)), Smoothing(SIGMA))]
     assert len({base, *(s.digest for s in changed)}) == len(changed) + 1
     # convolutions of two makers round differently
-    cpu, ours, theirs = torch.device("cpu"), digests_on(model, data, "auto"), digests_on(model, data, "reference")
+    cpu, ours, theirs = (
+        torch.device("cpu"),
+        digests_on(model, data, "auto"),
+        digests_on(model, data, "reference"),
+    )
     assert ours[0] == base and (ours[0] != theirs[0]) == has_kernel("conv3x3", cpu, torch.float32)
     assert (ours[1] != theirs[1]) == has_kernel("conv", cpu, torch.bfloat16)
 
@@ -83,7 +99,10 @@ def test_digest_covers_what_counts_depend_on(trained):
 def test_batchnorm_policies_are_different_classifiers(trained):
     """Each is a function of the noisy weights; re-estimated statistics keep more accuracy (spec pue.md 1.3.3)."""
     model, data = trained
-    counts = {bn: Sampler(model, data, Smoothing(0.1, bn=bn)).counts(range(20)).float() for bn in BN_POLICIES}
+    counts = {
+        bn: Sampler(model, data, Smoothing(0.1, bn=bn)).counts(range(20)).float()
+        for bn in BN_POLICIES
+    }
     assert len({tuple(c.tolist()) for c in counts.values()}) == 3
     assert counts["reestimated"].median() > counts["stored"].median()
     again = Sampler(model, data, Smoothing(0.1, bn="reestimated"))
@@ -140,7 +159,11 @@ def test_not_invariant_to_scale(trained):
     model, data = trained
     scaled = copy.deepcopy(model)
     for part in scaled.modules():
-        if isinstance(part, nn.Sequential) and len(part) > 1 and isinstance(part[1], nn.BatchNorm2d):
+        if (
+            isinstance(part, nn.Sequential)
+            and len(part) > 1
+            and isinstance(part[1], nn.BatchNorm2d)
+        ):
             part[0].weight.data *= 10
             part[1].running_mean *= 10
             part[1].running_var *= 100
@@ -159,7 +182,9 @@ def test_smoothed_attack_stays_below_and_the_noiseless_network_need_not(trained)
     sigma, q, eta, n = 0.1, 0.5, 0.03, 100
     smoothing = Smoothing(sigma)
     sampler = Sampler(model, data, smoothing)
-    (found,) = bounds.certify(sampler.counts(range(n)).numpy(), len(data), q=q, eta=eta, sigma=sigma)
+    (found,) = bounds.certify(
+        sampler.counts(range(n)).numpy(), len(data), q=q, eta=eta, sigma=sigma
+    )
     config = RecoveryConfig(epochs=3, batch=50, augment=False, tries=5)
     for attack in (recover, random_search):
         moved = attack(model, data, eta, config)  # even with the test pictures themselves
@@ -181,6 +206,12 @@ def test_compiled_network_gives_the_same_counts(trained):
 
 
 def test_bad_settings():
-    for wrong in (dict(sigma=0), dict(sigma=float("nan")), dict(bn="none"), dict(arithmetic="int8"), dict(batch=0)):
+    for wrong in (
+        dict(sigma=0),
+        dict(sigma=float("nan")),
+        dict(bn="none"),
+        dict(arithmetic="int8"),
+        dict(batch=0),
+    ):
         with pytest.raises(UsageError):
             Smoothing(**wrong)

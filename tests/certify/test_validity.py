@@ -36,7 +36,9 @@ def sd(probability, trials):
 
 def rate(rows, truth, **arguments):
     """Share of the trials (rows of counts) whose certificate is not below the truth."""
-    return np.mean([certify(row, TOTAL, alpha=ALPHA, **arguments)[0].correct >= truth for row in rows])
+    return np.mean(
+        [certify(row, TOTAL, alpha=ALPHA, **arguments)[0].correct >= truth for row in rows]
+    )
 
 
 def nominal(n, q, eta, sigma=0.25, below=0):
@@ -51,7 +53,8 @@ def chunks(trials, size=500):
 
 @pytest.mark.parametrize("trials", SMALL_OR_SLOW)
 @pytest.mark.parametrize(
-    "n, q, eta, sigma", [(100, 0.9, 0.1, 0.25), (1000, 0.9, 0.2, 0.25), (1000, 0.7, 0.3, 0.25), (500, 0.5, 0.5, 0.5)]
+    "n, q, eta, sigma",
+    [(100, 0.9, 0.1, 0.25), (1000, 0.9, 0.2, 0.25), (1000, 0.7, 0.3, 0.25), (500, 0.5, 0.5, 0.5)],
 )
 def test_linear_worst_case_is_met_exactly(n, q, eta, sigma, trials):
     """A = g(u.theta), g increasing; the worst shift is eta u. Coverage equals the nominal one, from both sides."""
@@ -136,7 +139,9 @@ def test_lower_bound_of_a_quantile_is_met_exactly(n, q, trials):
     expected = binom.sf(j - 1, n, q)
     assert abs(np.mean(rows[:, j - 1] <= as_counts(q)) - expected) <= 4 * sd(expected, trials)
     assert np.mean(rows[:, j] <= as_counts(q)) < expected - 4 * sd(expected, trials)
-    assert quantile_lower([5, 6, 7], 0.5, 0.01) is None and quantile_lower([5, 6, 7], 0.9, 0.01) == 5
+    assert (
+        quantile_lower([5, 6, 7], 0.5, 0.01) is None and quantile_lower([5, 6, 7], 0.9, 0.01) == 5
+    )
 
 
 @pytest.mark.parametrize("trials", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -146,32 +151,50 @@ def test_certificates_hold_together(trials):
     grid = {"q": (0.5, 0.7, 0.9), "eta": (0, 0.05, 0.1, 0.15, 0.2), "sigma": 0.25, "alpha": alpha}
     rows = as_counts(random.random((trials, n)))
     for simultaneous in (True, False):
-        first = [c for c in certify(rows[0], TOTAL, **grid, simultaneous=simultaneous) if not c.abstains]
+        first = [
+            c for c in certify(rows[0], TOTAL, **grid, simultaneous=simultaneous) if not c.abstains
+        ]
         ascending = sorted(first, key=lambda c: c.level)
         expected = 1 - joint_miss(n, [c.level for c in ascending], [c.k for c in ascending])
         truth = as_counts(np.array([c.level for c in first]))
         held = 0
         for row in rows:
             certificates = certify(row, TOTAL, **grid, simultaneous=simultaneous)
-            held += all(c.correct >= t for c, t in zip((c for c in certificates if c.k), truth, strict=True))
+            held += all(
+                c.correct >= t for c, t in zip((c for c in certificates if c.k), truth, strict=True)
+            )
         assert abs(held / trials - expected) <= 4 * sd(expected, trials)
         if simultaneous:
-            assert 1 - alpha <= expected <= 1 - alpha / 2  # discrete, so not all of alpha can be spent
+            assert (
+                1 - alpha <= expected <= 1 - alpha / 2
+            )  # discrete, so not all of alpha can be spent
         else:
             assert expected < 1 - alpha - 4 * sd(alpha, trials)
 
 
 def test_tail_that_is_never_drawn_needs_its_budget():
     """A sampler that leaves out the upper 2 %: valid again, and exactly, at the level raised by that mass."""
-    random, n, q, eta, sigma, lost, trials = np.random.default_rng(9), 1000, 0.9, 0.1, 0.25, 0.02, 2000
-    truth = as_counts(shifted_level(q, eta, sigma))  # of A = Phi(u.eps / sigma), uniform for true noise
+    random, n, q, eta, sigma, lost, trials = (
+        np.random.default_rng(9),
+        1000,
+        0.9,
+        0.1,
+        0.25,
+        0.02,
+        2000,
+    )
+    truth = as_counts(
+        shifted_level(q, eta, sigma)
+    )  # of A = Phi(u.eps / sigma), uniform for true noise
     rows = as_counts((1 - lost) * random.random((trials, n)))
     arguments = {"q": q, "eta": eta, "sigma": sigma}
     assert rate(rows, truth, **arguments, budget=lost) >= 1 - ALPHA - 4 * sd(ALPHA, trials)
     assert rate(rows, truth, **arguments) < 1 - ALPHA - 20 * sd(ALPHA, trials)
 
 
-@pytest.mark.parametrize("n, eta, expected", [(100, 0.05, 0.973), (1000, 0.1, 0.956), (1000, 0.25, 0.978)])
+@pytest.mark.parametrize(
+    "n, eta, expected", [(100, 0.05, 0.973), (1000, 0.1, 0.956), (1000, 0.25, 0.978)]
+)
 def test_antithetic_pairs_lose_coverage(n, eta, expected):
     """z and -z for A = |z| are one draw counted twice. Must fail: the draws have to be independent."""
     random, q, sigma, trials = np.random.default_rng(10), 0.9, 0.25, 2000
@@ -192,7 +215,9 @@ def test_looking_often_loses_coverage_and_the_sequential_test_does_not():
     assert np.mean(claims[-1] >= level) >= 1 - ALPHA - 4 * sd(ALPHA, trials)
     assert np.mean(np.min(claims, axis=0) >= level) < 1 - ALPHA - 10 * sd(ALPHA, trials)
     successes = np.stack([(accuracy[:, :n] < level).sum(1) for n in looks], axis=1)
-    decided = (log_e_value(successes, np.array(looks) - successes, level) >= -math.log(ALPHA)).any(1)
+    decided = (log_e_value(successes, np.array(looks) - successes, level) >= -math.log(ALPHA)).any(
+        1
+    )
     assert np.mean(decided) <= ALPHA + 4 * sd(ALPHA, trials)
 
 
@@ -204,11 +229,16 @@ def decision_boundary(level, alpha, looks):
         middle = (low + high) // 2
         enough = log_e_value(middle, np.maximum(n - middle, 0), level) >= -math.log(alpha)
         enough |= middle > n
-        low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
+        low, high = (
+            np.where(enough, low, np.minimum(middle + 1, high)),
+            np.where(enough, middle, high),
+        )
     return low
 
 
-@pytest.mark.parametrize("trials, looks", [(4000, 600), pytest.param(10_000, 1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "trials, looks", [(4000, 600), pytest.param(10_000, 1500, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("eta", [1e-3, 0.1, 0.2])
 def test_sequential_test_rarely_decides_wrongly(eta, trials, looks):
     """Success probability exactly at the level, every draw a look, stopped when it suits."""
@@ -217,7 +247,9 @@ def test_sequential_test_rarely_decides_wrongly(eta, trials, looks):
     crossed = successes >= decision_boundary(level, ALPHA, looks)
     wrong = crossed.any(1).mean()
     assert 0 < wrong <= ALPHA + 4 * sd(ALPHA, trials)
-    stop = np.where(crossed.any(1), crossed.argmax(1), looks - 1)  # at the first crossing, or at the end
+    stop = np.where(
+        crossed.any(1), crossed.argmax(1), looks - 1
+    )  # at the first crossing, or at the end
     at_stop = successes[np.arange(trials), stop]
     e = np.exp(log_e_value(at_stop, stop + 1 - at_stop, level))
     assert e.mean() <= 1 + 4 * e.std() / math.sqrt(trials)
@@ -227,7 +259,9 @@ def test_sequential_test_rarely_decides_wrongly(eta, trials, looks):
         assert decided == np.logical_or.accumulate(crossed[row, :300]).tolist()
 
 
-@pytest.mark.parametrize("eta, truth, low, high", [(1e-3, 0.99, 55, 80), (0.1, 0.99, 130, 240), (0.2, 0.999, 300, 400)])
+@pytest.mark.parametrize(
+    "eta, truth, low, high", [(1e-3, 0.99, 55, 80), (0.1, 0.99, 130, 240), (0.2, 0.999, 300, 400)]
+)
 def test_sequential_test_decides_early_where_it_is_true(eta, truth, low, high):
     random, level = np.random.default_rng(13), shifted_level(0.9, eta, 0.25)
     successes = np.cumsum(random.random((1000, 1000)) < truth, axis=1)

@@ -12,7 +12,9 @@ from fastue.cli.parse import pixels, seeds
 SMALL = ["--arch", "cnn-w8", "--steps", "2", "--precision", "float32"]
 
 
-@pytest.mark.parametrize("text, value", [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0), ("0.5/255", 0.5 / 255)])
+@pytest.mark.parametrize(
+    "text, value", [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0), ("0.5/255", 0.5 / 255)]
+)
 def test_budgets(text, value):
     assert pixels(text) == pytest.approx(value)
 
@@ -40,16 +42,37 @@ def test_protect_verify_attack(tiny_folder, tmp_path, capsys):
     assert main(["protect", str(source), "--out", str(out), "--mode", "class", *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "96 pictures of 12x12, 4 classes" in printed and "publish this" in printed
-    assert {"images", "noise", "manifest.json", "preview.png", "run.json", "surrogate.safetensors"} == {
-        p.name for p in out.iterdir()
-    }
+    assert {
+        "images",
+        "noise",
+        "manifest.json",
+        "preview.png",
+        "run.json",
+        "surrogate.safetensors",
+    } == {p.name for p in out.iterdir()}
     assert main(["verify", str(out), "--source", str(source)]) == 0
     assert "nothing is wrong" in capsys.readouterr().out
-    attack = ["attack", str(out), "--clean", str(test), "--arch", "cnn-w8", "--epochs", "2", "--batch", "16"]
+    attack = [
+        "attack",
+        str(out),
+        "--clean",
+        str(test),
+        "--arch",
+        "cnn-w8",
+        "--epochs",
+        "2",
+        "--batch",
+        "16",
+    ]
     assert main([*attack, "--seeds", "0,1", "--out", str(tmp_path / "A")]) == 0
     printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "A" / "results.json").read_text())
-    assert len(rows) == 8 and {row["arm"] for row in rows} == {"clean", "protected", "random-sample", "random-class"}
+    assert len(rows) == 8 and {row["arm"] for row in rows} == {
+        "clean",
+        "protected",
+        "random-sample",
+        "random-class",
+    }
     assert all(0 <= row["accuracy_final"] <= row["accuracy_peak"] <= 100 for row in rows)
     assert "Worst case" in printed and (tmp_path / "A" / "report.html").exists()
     config = json.loads((tmp_path / "A" / "attack.json").read_text())
@@ -71,32 +94,52 @@ def test_verify_finds_a_changed_picture(tiny_folder, tmp_path, capsys):
     assert victim.name in capsys.readouterr().out
 
 
-def test_attack_without_the_originals_trains_on_the_protected_files_only(tiny_folder, tmp_path, capsys):
+def test_attack_without_the_originals_trains_on_the_protected_files_only(
+    tiny_folder, tmp_path, capsys
+):
     source, test, out = tiny_folder(), tiny_folder("test", seed=1), tmp_path / "P"
     main(["protect", str(source), "--out", str(out), "--mode", "class", *SMALL])
     source.rename(tmp_path / "moved")
     attack = ["attack", str(out), "--clean", str(test), "--arch", "cnn-w8", "--epochs", "1"]
     assert main(attack) == 0
     assert "pass --source" in capsys.readouterr().out
-    assert {row["arm"] for row in json.loads((out / "attack" / "results.json").read_text())} == {"protected"}
+    assert {row["arm"] for row in json.loads((out / "attack" / "results.json").read_text())} == {
+        "protected"
+    }
     assert main([*attack, "--source", str(tmp_path / "moved")]) == 0
     assert main([*attack, "--source", str(test)]) == 3
     assert "not the pictures that were protected" in capsys.readouterr().err
 
 
 def test_plan_writes_nothing(tiny_folder, tmp_path, capsys):
-    assert main(["protect", str(tiny_folder()), "--out", str(tmp_path / "P"), *SMALL, "--plan"]) == 0
+    assert (
+        main(["protect", str(tiny_folder()), "--out", str(tmp_path / "P"), *SMALL, "--plan"]) == 0
+    )
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("time", "memory", "disk")) and not (tmp_path / "P").exists()
+    assert (
+        all(word in printed for word in ("time", "memory", "disk"))
+        and not (tmp_path / "P").exists()
+    )
 
 
 def test_config_file_and_flags_that_win(tiny_folder, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("mode: class\narch: cnn-w8\nsteps: 3\neps: 4/255\nprecision: float32\n")
-    command = ["protect", str(tiny_folder()), "--out", str(tmp_path / "P"), "--config", str(config), "--steps", "1"]
+    command = [
+        "protect",
+        str(tiny_folder()),
+        "--out",
+        str(tmp_path / "P"),
+        "--config",
+        str(config),
+        "--steps",
+        "1",
+    ]
     assert main(command) == 0
     run = json.loads((tmp_path / "P" / "run.json").read_text())["config"]
-    assert (run["mode"], run["steps"], run["arch"]) == ("class", 1, "cnn-w8") and run["eps"] == pytest.approx(4 / 255)
+    assert (run["mode"], run["steps"], run["arch"]) == ("class", 1, "cnn-w8") and run[
+        "eps"
+    ] == pytest.approx(4 / 255)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "no_such_flag: 1", "mode: [", "mode: cluster"])
@@ -119,7 +162,9 @@ def test_config_mistakes_are_usage_errors(tmp_path, text, capsys):
         (["verify", "no/such/dir"], 3, "no/such/dir"),
     ],
 )
-def test_mistakes_end_with_their_exit_code_and_write_nothing(argv, code, text, tmp_path, monkeypatch, capsys):
+def test_mistakes_end_with_their_exit_code_and_write_nothing(
+    argv, code, text, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert main(argv) == code
     assert text in capsys.readouterr().err and not list(tmp_path.iterdir())
@@ -145,8 +190,12 @@ def test_help_and_version_load_no_torch():
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(command in result.stdout for command in ("protect", "attack", "verify", "demo", "info"))
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert all(
+        command in result.stdout for command in ("protect", "attack", "verify", "demo", "info")
+    )
 
 
 def test_info_prints_the_table(capsys):

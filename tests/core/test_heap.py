@@ -30,15 +30,24 @@ print(fresh, inside, faults(), keep_freed_memory(), faults())
 
 
 def run(**variables):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"
+    }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=env | variables, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT],
+        env=env | variables,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     fresh, inside, behind, kept, after = done.stdout.split()
     return int(fresh), int(inside), int(behind), kept == "True", int(after)
 
 
-@pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="needs glibc")
+@pytest.mark.skipif(
+    not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
+    reason="needs glibc",
+)
 def test_freed_blocks_are_kept():
     fresh, inside, behind, kept, after = run()
     if not kept:

@@ -25,7 +25,9 @@ def test_writes_replace_and_leave_nothing_else(tmp_path):
     atomic.atomic_write_bytes(tmp_path / "a", b"one")
     atomic.atomic_write_bytes(tmp_path / "a", b"two", durable=False)
     atomic.atomic_write_text(tmp_path / "b", "été")
-    assert (tmp_path / "a").read_bytes() == b"two" and (tmp_path / "b").read_text(encoding="utf-8") == "été"
+    assert (tmp_path / "a").read_bytes() == b"two" and (tmp_path / "b").read_text(
+        encoding="utf-8"
+    ) == "été"
     assert names(tmp_path) == ["a", "b"]
 
 
@@ -48,7 +50,9 @@ def test_equal_values_give_equal_json(tmp_path):
     ],
 )
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_failed_write_keeps_the_old_file_and_no_temporary(tmp_path, monkeypatch, number, message, where):
+def test_a_failed_write_keeps_the_old_file_and_no_temporary(
+    tmp_path, monkeypatch, number, message, where
+):
     (tmp_path / "a").write_bytes(b"old")
 
     def fail(*_):
@@ -79,12 +83,16 @@ def test_a_write_that_the_system_cuts_short(tmp_path):
 def test_a_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk here: {mounted.stderr.decode().strip()}")
     try:
         checkpoint.save(disk / "work", {"a": torch.zeros(1000)}, {"step": 1})
-        with pytest.raises(DataError, match="disk is full. Free some space and run the same command again"):
+        with pytest.raises(
+            DataError, match="disk is full. Free some space and run the same command again"
+        ):
             checkpoint.save(disk / "work", {"a": torch.ones(1_000_000)}, {"step": 2})
         assert checkpoint.load(disk / "work")[1] == {"step": 1}
         assert names(disk / "work") == ["checkpoint.safetensors"]
@@ -137,7 +145,14 @@ def bits(tensor):
 
 def test_checkpoints_come_back_exactly(tmp_path):
     tensors = {**TENSORS, "shared": TENSORS["plain"], "part": TENSORS["plain"][1:3]}
-    state = {"sweep": 3, "loss": 0.1, "nothing": None, "list": [1, [2]], "big": 2**80, "nan": float("inf")}
+    state = {
+        "sweep": 3,
+        "loss": 0.1,
+        "nothing": None,
+        "list": [1, [2]],
+        "big": 2**80,
+        "nan": float("inf"),
+    }
     checkpoint.save(tmp_path / "work", tensors, state)
     found, back = checkpoint.load(tmp_path / "work")
     assert back == state and set(found) == set(tensors)
@@ -179,7 +194,9 @@ def test_other_tools_can_read_our_files(tmp_path):
 
     write_tensors(tmp_path / "a", TENSORS, {})
     found = load_file(tmp_path / "a")
-    assert torch.equal(found["plain"], TENSORS["plain"]) and torch.equal(found["turned"], TENSORS["turned"])
+    assert torch.equal(found["plain"], TENSORS["plain"]) and torch.equal(
+        found["turned"], TENSORS["turned"]
+    )
 
 
 def test_every_kind_of_damage_is_noticed(tmp_path):
@@ -190,7 +207,16 @@ def test_every_kind_of_damage_is_noticed(tmp_path):
     flipped = bytearray(whole)
     flipped[head + 17] ^= 1
     longer_header = (2**40).to_bytes(8, "little") + whole[8:]
-    for broken in (b"", b"x" * 7, whole[:-1], whole[:head], whole + b"\0", bytes(flipped), longer_header, b"\0" * 64):
+    for broken in (
+        b"",
+        b"x" * 7,
+        whole[:-1],
+        whole[:head],
+        whole + b"\0",
+        bytes(flipped),
+        longer_header,
+        b"\0" * 64,
+    ):
         path.write_bytes(broken)
         with pytest.raises(DataError, match="damaged"):
             read_tensors(path)
@@ -208,7 +234,10 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
 def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path):
     def work(say):
         for step in range(1, 10**6):
-            tensors = {"a": torch.from_numpy(np.full(60_000, step)), "b": torch.from_numpy(np.full(7, step))}
+            tensors = {
+                "a": torch.from_numpy(np.full(60_000, step)),
+                "b": torch.from_numpy(np.full(7, step)),
+            }
             checkpoint.save(tmp_path / "work", tensors, {"step": step})
             if step == 1:
                 say("started")

@@ -37,7 +37,9 @@ def test_a_row_does_not_depend_on_its_batch():
     x = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
     index = torch.arange(64)
     whole = crop_flip(x, index, seed=0, epoch=1)
-    halves = [crop_flip(x[part], index[part], seed=0, epoch=1) for part in (slice(0, 5), slice(5, 64))]
+    halves = [
+        crop_flip(x[part], index[part], seed=0, epoch=1) for part in (slice(0, 5), slice(5, 64))
+    ]
     assert torch.equal(whole, torch.cat(halves))
     order = torch.randperm(64)
     assert torch.equal(crop_flip(x[order], order, seed=0, epoch=1), whole[order])
@@ -64,4 +66,6 @@ def test_all_offsets_and_both_flips_are_equally_likely():
 
 
 def test_an_empty_batch_stays_empty():
-    assert crop_flip(torch.empty(0, 3, 8, 8), torch.empty(0, dtype=torch.int64), seed=0, epoch=0).shape == (0, 3, 8, 8)
+    assert crop_flip(
+        torch.empty(0, 3, 8, 8), torch.empty(0, dtype=torch.int64), seed=0, epoch=0
+    ).shape == (0, 3, 8, 8)

@@ -57,7 +57,16 @@ def test_keyed_draws_have_pinned_values():
 
 
 def test_keys_do_not_run_into_each_other():
-    keys = [(0, "a"), (0, "a", 0), (0, "a", 1), (1, "a"), (0, "b"), (0, "a", 1, 1), (0, "a", 11), (-1, "a")]
+    keys = [
+        (0, "a"),
+        (0, "a", 0),
+        (0, "a", 1),
+        (1, "a"),
+        (0, "b"),
+        (0, "a", 1, 1),
+        (0, "a", 11),
+        (-1, "a"),
+    ]
     draws = {tuple(keyed_generator(*key).integers(0, 2**62, 2).tolist()) for key in keys}
     assert len(draws) == len(keys)
 
@@ -70,7 +79,12 @@ def test_subset_keeps_ids_and_classes(dataset):
 
 def test_fingerprint_sees_everything_that_matters_and_nothing_else(dataset):
     print_ = dataset.fingerprint()
-    assert print_ == replace(dataset, images=dataset.images.contiguous(), source="x", notes=["y"]).fingerprint()
+    assert (
+        print_
+        == replace(
+            dataset, images=dataset.images.contiguous(), source="x", notes=["y"]
+        ).fingerprint()
+    )
     pixel = dataset.images.clone()
     pixel[3, 1, 2, 2] ^= 1
     labels = dataset.labels.clone()

@@ -11,7 +11,8 @@ from fastue.data import demo
 from fastue.data.sources import open_dataset
 
 pytestmark = pytest.mark.skipif(
-    demo.importlib.util.find_spec("skimage") is None, reason="scikit-image, whose photographs these are, is missing"
+    demo.importlib.util.find_spec("skimage") is None,
+    reason="scikit-image, whose photographs these are, is missing",
 )
 
 
@@ -21,7 +22,9 @@ def splits():
 
 
 def corners(data, stem):
-    return [tuple(map(int, name.split("-")[-2:])) for name in data.ids if name.startswith(f"{stem}/")]
+    return [
+        tuple(map(int, name.split("-")[-2:])) for name in data.ids if name.startswith(f"{stem}/")
+    ]
 
 
 def test_sizes_and_classes(splits):
@@ -33,8 +36,14 @@ def test_sizes_and_classes(splits):
 
 
 def test_the_same_crops_everywhere(splits):
-    assert splits[0].fingerprint() == "bfd35c0657de0509ff4b87d16d30c70f75800250aecc3b40f2424f65dc93e0bb"
-    assert splits[1].fingerprint() == "b3f5f29dfd9ff6f9cb6f3160336cae0405a8097611f76b9a5c98b1dc7b65f056"
+    assert (
+        splits[0].fingerprint()
+        == "bfd35c0657de0509ff4b87d16d30c70f75800250aecc3b40f2424f65dc93e0bb"
+    )
+    assert (
+        splits[1].fingerprint()
+        == "b3f5f29dfd9ff6f9cb6f3160336cae0405a8097611f76b9a5c98b1dc7b65f056"
+    )
 
 
 def test_train_and_test_share_no_pixel(splits):
@@ -60,7 +69,9 @@ def test_brightness_contrast_and_tint_do_not_tell_the_class(splits):
 
 
 def test_options(splits):
-    data = demo.demo_dataset("test", photographs=("brick.png", "coffee.png"), per_class=5, size=16, colour=1.0)
+    data = demo.demo_dataset(
+        "test", photographs=("brick.png", "coffee.png"), per_class=5, size=16, colour=1.0
+    )
     assert len(data) == 10 and data.shape == (3, 16, 16)
     assert torch.equal(data.images[:5, 0], data.images[:5, 2])  # brick is a grey photograph
     assert not torch.equal(data.images[5:, 0], data.images[5:, 2])

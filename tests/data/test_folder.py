@@ -25,7 +25,11 @@ def notes(dataset):
 def test_a_plain_folder(folder):
     data = open_dataset(folder)
     assert data.ids == [f"{c}/{k}.png" for c in ("cat", "dog") for k in range(3)]
-    assert data.classes == ["cat", "dog"] and data.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.notes == []
+    assert (
+        data.classes == ["cat", "dog"]
+        and data.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        and data.notes == []
+    )
     for name in data.ids:
         assert np.array_equal(pixels(data, name), np.asarray(Image.open(folder / name)))
 
@@ -35,7 +39,9 @@ def test_formats(folder, ending):
     options = {"lossless": True} if ending.lower() == "webp" else {}
     colour_picture(5).save(folder / "cat" / f"x.{ending}", **options)
     found = pixels(open_dataset(folder), f"cat/x.{ending}")
-    assert np.array_equal(found, np.asarray(Image.open(folder / "cat" / f"x.{ending}").convert("RGB")))
+    assert np.array_equal(
+        found, np.asarray(Image.open(folder / "cat" / f"x.{ending}").convert("RGB"))
+    )
     if ending.lower() not in ("jpg", "jpeg"):
         assert np.array_equal(found, np.asarray(colour_picture(5)))
 
@@ -45,7 +51,10 @@ def test_sub_folders_and_linked_files_belong_to_their_class(folder, tmp_path):
     colour_picture(7).save(folder / "cat" / "more" / "x.png")
     (folder / "dog" / "link.png").symlink_to(folder / "cat" / "0.png")
     data = open_dataset(folder)
-    assert data.labels[data.ids.index("cat/more/x.png")] == 0 and data.labels[data.ids.index("dog/link.png")] == 1
+    assert (
+        data.labels[data.ids.index("cat/more/x.png")] == 0
+        and data.labels[data.ids.index("dog/link.png")] == 1
+    )
 
 
 def encoded(picture, form, **options):
@@ -69,12 +78,16 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_picture_stops_or_is_left_out_by_name(folder, name):
     (folder / "dog" / name).write_bytes(BROKEN[name])
-    with pytest.raises(DataError, match=rf"(?s)1 of 7 pictures cannot be read.*dog/{name}: .*--skip-bad"):
+    with pytest.raises(
+        DataError, match=rf"(?s)1 of 7 pictures cannot be read.*dog/{name}: .*--skip-bad"
+    ):
         open_dataset(folder)
     data = open_dataset(folder, on_error="skip")
     assert len(data) == 6 and f"dog/{name}" not in data.ids
     assert f"1 unreadable pictures left out: dog/{name} (" in notes(data)
-    assert np.array_equal(pixels(data, "dog/2.png"), np.asarray(Image.open(folder / "dog" / "2.png")))
+    assert np.array_equal(
+        pixels(data, "dog/2.png"), np.asarray(Image.open(folder / "dog" / "2.png"))
+    )
 
 
 def test_a_flipped_bit_in_a_png_is_noticed(folder):
@@ -97,7 +110,11 @@ def test_a_long_list_is_shortened(folder):
         (folder / "cat" / f"bad{number:02d}.png").write_bytes(b"")
     with pytest.raises(DataError) as error:
         open_dataset(folder)
-    assert "bad19" in str(error.value) and "bad20" not in str(error.value) and "and 10 more" in str(error.value)
+    assert (
+        "bad19" in str(error.value)
+        and "bad20" not in str(error.value)
+        and "and 10 more" in str(error.value)
+    )
 
 
 def test_dangling_link(folder):
@@ -110,7 +127,9 @@ def test_cmyk(folder):
     colour_picture(3, 8, 8).convert("CMYK").save(folder / "cat" / "x.jpg")
     data = open_dataset(folder)
     assert "CMYK converted to RGB: cat/x.jpg" in notes(data)
-    assert np.array_equal(pixels(data, "cat/x.jpg"), np.asarray(Image.open(folder / "cat/x.jpg").convert("RGB")))
+    assert np.array_equal(
+        pixels(data, "cat/x.jpg"), np.asarray(Image.open(folder / "cat/x.jpg").convert("RGB"))
+    )
 
 
 def test_16_bit_gray_is_scaled_not_cut(folder):
@@ -123,12 +142,19 @@ def test_16_bit_gray_is_scaled_not_cut(folder):
 
 def png_16_bit_rgb(levels):
     def chunk(kind, body):
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        return (
+            len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        )
 
     h, w = levels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
     head = w.to_bytes(4, "big") + h.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_16_bit_rgb(folder):
@@ -205,7 +231,9 @@ def test_exif_orientation(folder, orientation):
 @pytest.mark.parametrize("ending", ["png", "webp"])
 def test_animated_gives_its_first_frame(folder, ending):
     frames = [colour_picture(seed) for seed in (50, 51, 52)]
-    frames[0].save(folder / "cat" / f"x.{ending}", save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(
+        folder / "cat" / f"x.{ending}", save_all=True, append_images=frames[1:], lossless=True
+    )
     data = open_dataset(folder)
     assert f"animated, first frame taken: cat/x.{ending}" in notes(data)
     assert np.array_equal(pixels(data, f"cat/x.{ending}"), np.asarray(frames[0]))
@@ -214,7 +242,9 @@ def test_animated_gives_its_first_frame(folder, ending):
 def test_mixed_sizes_stop_and_name_them(folder):
     colour_picture(9, 12, 8).save(folder / "dog" / "wide.png")
     colour_picture(9, 1, 1).save(folder / "dog" / "dot.png")
-    with pytest.raises(DataError, match=r"3 different sizes \(8x8: 6 .*dog/dot.png.*dog/wide.png.*--size S"):
+    with pytest.raises(
+        DataError, match=r"3 different sizes \(8x8: 6 .*dog/dot.png.*dog/wide.png.*--size S"
+    ):
         open_dataset(folder)
 
 
@@ -345,7 +375,11 @@ def test_no_permission(folder, what):
 
     said = Child(work).wait()
     (folder / "cat").chmod(0o755)
-    expected = "cat/0.png: no permission to read it" if what == "file" else "cat: no permission to list this folder"
+    expected = (
+        "cat/0.png: no permission to read it"
+        if what == "file"
+        else "cat: no permission to list this folder"
+    )
     assert expected in said
 
 

@@ -35,12 +35,16 @@ def test_names_and_layouts(tmp_path, x, y, layout):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint64])
 def test_label_types_and_columns(tmp_path, dtype):
-    assert open_dataset(save(tmp_path, x=X, y=Y.astype(dtype)[:, None])).labels.tolist() == Y.tolist()
+    assert (
+        open_dataset(save(tmp_path, x=X, y=Y.astype(dtype)[:, None])).labels.tolist() == Y.tolist()
+    )
 
 
 def test_ids_and_class_names(tmp_path):
     names = np.array(list("abcdef"))
-    data = open_dataset(save(tmp_path, x=X, y=Y, ids=names, classes=np.array(["ant", "bee", "cow", "dog"])))
+    data = open_dataset(
+        save(tmp_path, x=X, y=Y, ids=names, classes=np.array(["ant", "bee", "cow", "dog"]))
+    )
     assert data.ids == list("abcdef") and data.classes == ["ant", "bee", "cow", "dog"]
     assert "1 classes without a picture: dog" in data.notes[0]
 
@@ -114,7 +118,9 @@ def test_damaged_archives(tmp_path):
 
 def test_an_archive_that_unpacks_to_more_than_memory_stops(tmp_path, monkeypatch):
     path = save(tmp_path, x=X, y=Y)
-    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda self: [type("Member", (), {"file_size": 1 << 60})()])
+    monkeypatch.setattr(
+        zipfile.ZipFile, "infolist", lambda self: [type("Member", (), {"file_size": 1 << 60})()]
+    )
     with pytest.raises(DataError, match="GiB in memory"):
         open_dataset(path)
 
@@ -154,7 +160,11 @@ class TestTorchvision:
         (folder / "batches.meta").write_bytes(meta)
         monkeypatch.setattr(CIFAR10, "train_list", lists["train_list"])
         monkeypatch.setattr(CIFAR10, "test_list", lists["test_list"])
-        checked = {"filename": "batches.meta", "key": "label_names", "md5": hashlib.md5(meta).hexdigest()}
+        checked = {
+            "filename": "batches.meta",
+            "key": "label_names",
+            "md5": hashlib.md5(meta).hexdigest(),
+        }
         monkeypatch.setattr(CIFAR10, "meta", checked)
         return lists
 
@@ -170,7 +180,9 @@ class TestTorchvision:
             (tmp_path / label).mkdir()
             Image.fromarray(X[0]).save(tmp_path / label / "x.png")
         data = open_dataset(f"torchvision:ImageFolder:{tmp_path}")
-        assert data.classes == ["a", "b"] and np.array_equal(data.images[1].permute(1, 2, 0).numpy(), X[0])
+        assert data.classes == ["a", "b"] and np.array_equal(
+            data.images[1].permute(1, 2, 0).numpy(), X[0]
+        )
 
     @pytest.mark.parametrize(
         ("source", "error", "message"),

@@ -26,7 +26,9 @@ def noise_for(dataset, per="sample"):
 
 def create(path, dataset, **options):
     return NoiseStore.create(
-        path, dataset, **{"per": "sample", "eps": 8 / 255, "header": HEADER, "shard_rows": 4, **options}
+        path,
+        dataset,
+        **{"per": "sample", "eps": 8 / 255, "header": HEADER, "shard_rows": 4, **options},
     )
 
 
@@ -44,7 +46,11 @@ def finished(tmp_path, dataset):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("per", ["sample", "class"])
@@ -56,7 +62,12 @@ def test_noise_comes_back_by_row_and_by_id(tmp_path, dataset, per, shard_rows):
     by_row = noise if per == "sample" else noise[dataset.labels]
     index = [9, 0, 3, 3, 8]
     assert torch.equal(store.bank(), noise)
-    for wanted in (index, np.array(index), torch.tensor(index), [dataset.ids[row] for row in index]):
+    for wanted in (
+        index,
+        np.array(index),
+        torch.tensor(index),
+        [dataset.ids[row] for row in index],
+    ):
         assert torch.equal(store.rows(wanted), by_row[index])
     assert store.rows([]).shape == (0, *dataset.shape)
     for wrong in ([10], [-1], ["cow/nobody.jpg"]):
@@ -82,7 +93,10 @@ def test_the_manifest_says_it_all(finished, dataset):
     assert [entry["rows"] for entry in manifest["shards"]] == [4, 4, 2]
     for entry in manifest["shards"]:
         assert entry["sha256"] == file_sha256(finished.directory / entry["file"])
-    assert sorted(tree(finished.directory)) == [MANIFEST, *(f"noise/shard-0000{k}.safetensors" for k in range(3))]
+    assert sorted(tree(finished.directory)) == [
+        MANIFEST,
+        *(f"noise/shard-0000{k}.safetensors" for k in range(3)),
+    ]
 
 
 def test_equal_runs_give_equal_bytes_in_any_order(tmp_path, dataset):
@@ -92,7 +106,9 @@ def test_equal_runs_give_equal_bytes_in_any_order(tmp_path, dataset):
     time.sleep(0.01)
     two = create(tmp_path / "two", dataset, header={**HEADER})
     for shard in (2, 0, 1, 0):
-        two.write_shard(shard, noise[two.shard_slice(shard)].contiguous(memory_format=torch.channels_last))
+        two.write_shard(
+            shard, noise[two.shard_slice(shard)].contiguous(memory_format=torch.channels_last)
+        )
     two.finish()
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
@@ -118,7 +134,9 @@ def test_noise_that_breaks_the_rules_is_not_committed(tmp_path, dataset, change,
         store.write_shard(3, noise_for(dataset)[:4])
 
 
-@pytest.mark.parametrize(("eps", "levels"), [(8 / 255, 8), (0.03, 7), (1 / 255, 1), (127 / 255, 127), (16 / 255, 16)])
+@pytest.mark.parametrize(
+    ("eps", "levels"), [(8 / 255, 8), (0.03, 7), (1 / 255, 1), (127 / 255, 127), (16 / 255, 16)]
+)
 def test_budget_in_whole_levels(tmp_path, dataset, eps, levels):
     assert create(tmp_path, dataset, eps=eps).header["levels"] == levels
 
@@ -170,7 +188,10 @@ def test_a_finished_store_is_opened_not_remade(finished, dataset):
         ({"eps": 4 / 255}, "another eps"),
         ({"per": "class"}, "another per"),
         ({"header": {"method": "random", "config": HEADER["config"]}}, "another method"),
-        ({"header": {"method": "emn", "config": {**HEADER["config"], "steps": 10}}}, r"another steps \(20, now 10\)"),
+        (
+            {"header": {"method": "emn", "config": {**HEADER["config"], "steps": 10}}},
+            r"another steps \(20, now 10\)",
+        ),
         ({"header": {**HEADER, "compat": "emn2021"}}, "another compat"),
         ({"shard_rows": 5}, "another shard_rows"),
     ],
@@ -237,7 +258,9 @@ def spoil_shard(store, kind):
         noise = -store.bank()[store.shard_slice(1)]
         write_tensors(path, {"noise": noise}, store._shard_state(1))
     elif kind == "over budget":
-        write_tensors(path, {"noise": torch.full((4, 3, 6, 5), 9, dtype=torch.int8)}, store._shard_state(1))
+        write_tensors(
+            path, {"noise": torch.full((4, 3, 6, 5), 9, dtype=torch.int8)}, store._shard_state(1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -270,8 +293,12 @@ def test_open_notices_spoilt_shards(finished, kind, message):
         lambda m: m.update(shards=m["shards"][:-1]),
         lambda m: m["shards"][0].update(file="../../etc/passwd"),
         lambda m: m.update(shards=None),
-        lambda m: m.update(pictures={"kind": "png", "hashes": "noise/pictures.safetensors", "files": ["../x"] * 10}),
-        lambda m: m.update(pictures={"kind": "png", "hashes": "/etc/passwd", "files": ["images/x"] * 10}),
+        lambda m: m.update(
+            pictures={"kind": "png", "hashes": "noise/pictures.safetensors", "files": ["../x"] * 10}
+        ),
+        lambda m: m.update(
+            pictures={"kind": "png", "hashes": "/etc/passwd", "files": ["images/x"] * 10}
+        ),
     ],
 )
 def test_manifests_that_do_not_hold_together(finished, change):

@@ -33,7 +33,9 @@ def noise_for(dataset, per="sample"):
 
 def protect(out, dataset, *, per="sample", compat="none", kind="png"):
     noise = noise_for(dataset, per)
-    store = NoiseStore.create(out, dataset, per=per, eps=8 / 255, header={**HEADER, "compat": compat}, shard_rows=4)
+    store = NoiseStore.create(
+        out, dataset, per=per, eps=8 / 255, header={**HEADER, "compat": compat}, shard_rows=4
+    )
     for shard in store.missing_shards():
         store.write_shard(shard, noise[store.shard_slice(shard)])
     rows = dataset.labels if per == "class" else torch.arange(len(dataset))
@@ -65,7 +67,9 @@ def test_what_is_written_is_x_plus_noise_exactly(tmp_path, dataset, kind, per, c
     noise = protect(tmp_path, dataset, per=per, compat=compat, kind=kind)
     found = open_protected(tmp_path)
     assert torch.equal(found.images, by_hand(dataset, noise, compat))
-    assert (found.ids, found.classes) == (dataset.ids, dataset.classes) and torch.equal(found.labels, dataset.labels)
+    assert (found.ids, found.classes) == (dataset.ids, dataset.classes) and torch.equal(
+        found.labels, dataset.labels
+    )
     result = verify(tmp_path, dataset)
     assert result.ok, result.text()
     change = (found.images.int() - dataset.images.int()).double()
@@ -79,7 +83,15 @@ def test_range_and_signs_at_the_edges():
     noise = torch.tensor([-8, 8, -8, 8, 8, -8, -127], dtype=torch.int8).reshape(1, 1, 1, 7)
     row = torch.zeros(1, dtype=torch.int64)
     assert protected_pictures(x, noise, row).flatten().tolist() == [0, 8, 0, 255, 255, 247, 1]
-    assert protected_pictures(x, noise, row, compat_emn2021=True).flatten().tolist() == [0, 8, 5, 255, 255, 255, 128]
+    assert protected_pictures(x, noise, row, compat_emn2021=True).flatten().tolist() == [
+        0,
+        8,
+        5,
+        255,
+        255,
+        255,
+        128,
+    ]
 
 
 def test_many_pictures_in_pieces(dataset):
@@ -108,7 +120,9 @@ def test_names_follow_the_originals(out, dataset):
     ],
 )
 def test_names_are_unique_and_stay_in_the_class_folder(dataset, ids, names):
-    two = replace(dataset, images=dataset.images[:2], labels=torch.zeros(2, dtype=torch.int64), ids=ids)
+    two = replace(
+        dataset, images=dataset.images[:2], labels=torch.zeros(2, dtype=torch.int64), ids=ids
+    )
     assert picture_names(two)[0] == names
 
 
@@ -158,7 +172,11 @@ def test_other_sources_are_verified_by_name(tmp_path, dataset, source):
 
 
 def digests(out):
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.rglob("*")) if path.is_file()}
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_writing_again_repairs_and_touches_nothing_else(out, dataset, tmp_path):
@@ -182,11 +200,18 @@ def test_equal_npz_files_have_equal_bytes(tmp_path, dataset):
     assert again.ids == dataset.ids and again.classes == dataset.classes
 
 
-def test_killed_while_writing_and_started_again_ends_in_the_same_files(tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(writers, "sync_all", lambda: None)  # for power cuts, and slow where others write too
+def test_killed_while_writing_and_started_again_ends_in_the_same_files(
+    tmp_path, dataset, monkeypatch
+):
+    monkeypatch.setattr(
+        writers, "sync_all", lambda: None
+    )  # for power cuts, and slow where others write too
     rows = torch.arange(400) % 10
     many = replace(
-        dataset, images=dataset.images[rows], labels=dataset.labels[rows], ids=[f"{row:05d}" for row in range(400)]
+        dataset,
+        images=dataset.images[rows],
+        labels=dataset.labels[rows],
+        ids=[f"{row:05d}" for row in range(400)],
     )
     expected = protect(tmp_path / "whole", many)
     whole = {p.relative_to(tmp_path / "whole"): d for p, d in digests(tmp_path / "whole").items()}
@@ -204,14 +229,22 @@ def test_killed_while_writing_and_started_again_ends_in_the_same_files(tmp_path,
         child.kill()
         cut += not (tmp_path / "killed" / MANIFEST).exists()
         Child(work).wait()
-        assert {p.relative_to(tmp_path / "killed"): d for p, d in digests(tmp_path / "killed").items()} == whole
-    assert cut > 0 and torch.equal(open_protected(tmp_path / "killed").images, by_hand(many, expected))
+        assert {
+            p.relative_to(tmp_path / "killed"): d for p, d in digests(tmp_path / "killed").items()
+        } == whole
+    assert cut > 0 and torch.equal(
+        open_protected(tmp_path / "killed").images, by_hand(many, expected)
+    )
 
 
 def test_progress_counts_every_picture(tmp_path, dataset):
     seen = []
     write_folder(
-        tmp_path, dataset, noise_for(dataset), torch.arange(10), progress=lambda done, total: seen.append((done, total))
+        tmp_path,
+        dataset,
+        noise_for(dataset),
+        torch.arange(10),
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert seen[-1] == (10, 10)
 
@@ -267,7 +300,16 @@ def spoil(out, dataset, kind):
     ("kind", "listed"),
     [
         (kind, kind)
-        for kind in ("missing", "extra", "unreadable", "wrong_size", "lossy", "changed", "over_budget", "wrong_label")
+        for kind in (
+            "missing",
+            "extra",
+            "unreadable",
+            "wrong_size",
+            "lossy",
+            "changed",
+            "over_budget",
+            "wrong_label",
+        )
     ]
     + [("swapped", "changed")],
 )
@@ -287,9 +329,13 @@ def test_verify_believes_no_hash_that_agrees_with_a_changed_picture(out, dataset
     spoil(out, dataset, "changed")
     found = open_protected(out)
     store = NoiseStore.open(out)
-    hashes = [hashlib.sha256(p.permute(1, 2, 0).contiguous().numpy()).digest() for p in found.images]
+    hashes = [
+        hashlib.sha256(p.permute(1, 2, 0).contiguous().numpy()).digest() for p in found.images
+    ]
     path = out / store.manifest["pictures"]["hashes"]
-    digest = write_tensors(path, {"sha256": torch.tensor([list(h) for h in hashes], dtype=torch.uint8)}, {})
+    digest = write_tensors(
+        path, {"sha256": torch.tensor([list(h) for h in hashes], dtype=torch.uint8)}, {}
+    )
     manifest = json.loads((out / MANIFEST).read_text())
     manifest["pictures"]["hashes_sha256"] = digest
     (out / MANIFEST).write_text(json.dumps(manifest))
@@ -331,7 +377,10 @@ def test_verify_finds_changes_in_an_npz(tmp_path, dataset):
     x[4, 0, 0, 0] ^= 1
     np.savez(tmp_path / "protected.npz", **{**whole, "x": x})
     assert verify(tmp_path, dataset).changed == verify(tmp_path).changed == [dataset.ids[4]]
-    np.savez(tmp_path / "protected.npz", **{key: value[:9] for key, value in whole.items() if key != "classes"})
+    np.savez(
+        tmp_path / "protected.npz",
+        **{key: value[:9] for key, value in whole.items() if key != "classes"},
+    )
     assert verify(tmp_path).missing == [dataset.ids[9]]
     (tmp_path / "protected.npz").unlink()
     assert "no such file" in verify(tmp_path).text()
@@ -344,7 +393,9 @@ def test_open_protected_refuses_what_is_not_whole(tmp_path, out, dataset):
     colour_picture(1, 9, 9).save(out / "images" / "ant" / "0.png")
     with pytest.raises(DataError, match="2 different sizes"):
         open_protected(out)
-    Image.fromarray(np.asarray(Image.open(out / "images" / "ant" / "3.png"))).save(out / "images" / "ant" / "0.png")
+    Image.fromarray(np.asarray(Image.open(out / "images" / "ant" / "3.png"))).save(
+        out / "images" / "ant" / "0.png"
+    )
     shutil.rmtree(out / "noise")
     assert len(open_protected(out)) == 10
     NoiseStore.create(tmp_path / "begun", dataset, per="sample", eps=8 / 255, header=HEADER)

@@ -11,7 +11,14 @@ from fastue.attacks.train import VictimConfig
 from fastue.core.errors import UsageError
 from fastue.evaluation import protocol
 from fastue.evaluation.preview import preview_grid
-from fastue.evaluation.protocol import ARMS, arm_pictures, evaluate, random_noise, summarise, verdict
+from fastue.evaluation.protocol import (
+    ARMS,
+    arm_pictures,
+    evaluate,
+    random_noise,
+    summarise,
+    verdict,
+)
 from fastue.evaluation.report import text_table, write_report
 
 CONFIG = VictimConfig(epochs=2, batch=16)
@@ -36,11 +43,15 @@ def test_random_noise_fills_the_budget_and_is_keyed(tiny, per, rows):
 def test_arms_hold_what_they_say(tiny):
     originals, protected = tiny(), tiny(seed=9)
     arms = {arm: arm_pictures(arm, 0, protected, originals, 8).images.int() for arm in ARMS}
-    assert torch.equal(arms["clean"], originals.images.int()) and torch.equal(arms["protected"], protected.images.int())
+    assert torch.equal(arms["clean"], originals.images.int()) and torch.equal(
+        arms["protected"], protected.images.int()
+    )
     change = arms["random-class"] - arms["clean"]
     assert change.abs().max() <= 8
     for k in range(4):
-        assert (change[originals.labels == k] == change[originals.labels == k][0]).float().mean() > 0.99
+        assert (
+            change[originals.labels == k] == change[originals.labels == k][0]
+        ).float().mean() > 0.99
     change = arms["random-sample"] - arms["clean"]
     assert change.abs().max() <= 8 and not torch.equal(change[0], change[1])
 
@@ -53,11 +64,19 @@ def test_every_cell_is_a_row_and_is_trained_once(tiny, tmp_path, monkeypatch):
         return {"accuracy": [20.0, 10.0 + seed], "loss": [1.0, 0.5], "train_accuracy": [99.0]}
 
     monkeypatch.setattr(protocol, "train_victim", fake)
-    arguments = {"levels": 8, "suite": "none", "archs": ["cnn", "vgg11"], "config": CONFIG, "out": tmp_path}
+    arguments = {
+        "levels": 8,
+        "suite": "none",
+        "archs": ["cnn", "vgg11"],
+        "config": CONFIG,
+        "out": tmp_path,
+    }
     protected, originals, test = tiny(seed=9, source="p"), tiny(source="o"), tiny(seed=1)
     rows = list(evaluate(protected, originals, test, seeds=[0, 1], **arguments))
     assert len(rows) == len(trained) == 16
-    assert {"countermeasure", "arch", "seed", "arm", "accuracy_final", "accuracy_peak"} <= set(rows[0])
+    assert {"countermeasure", "arch", "seed", "arm", "accuracy_final", "accuracy_peak"} <= set(
+        rows[0]
+    )
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     assert {r["arm"] for r in rows} == set(ARMS) and rows[-1]["accuracy_final"] == 11.0
     assert rows[-1]["accuracy_peak"] == 20.0
@@ -70,14 +89,20 @@ def test_every_cell_is_a_row_and_is_trained_once(tiny, tmp_path, monkeypatch):
 
 def test_a_changed_setting_is_not_mixed_with_old_rows(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        protocol, "train_victim", lambda *a, **k: {"accuracy": [1.0], "loss": [1.0], "train_accuracy": [1.0]}
+        protocol,
+        "train_victim",
+        lambda *a, **k: {"accuracy": [1.0], "loss": [1.0], "train_accuracy": [1.0]},
     )
     arguments = {"levels": 8, "suite": "none", "archs": ["cnn"], "seeds": [0], "out": tmp_path}
     list(evaluate(tiny(), tiny(), tiny(seed=1), config=CONFIG, **arguments))
     monkeypatch.setattr(
-        protocol, "train_victim", lambda *a, **k: {"accuracy": [2.0], "loss": [1.0], "train_accuracy": [1.0]}
+        protocol,
+        "train_victim",
+        lambda *a, **k: {"accuracy": [2.0], "loss": [1.0], "train_accuracy": [1.0]},
     )
-    rows = list(evaluate(tiny(), tiny(), tiny(seed=1), config=VictimConfig(epochs=3, batch=16), **arguments))
+    rows = list(
+        evaluate(tiny(), tiny(), tiny(seed=1), config=VictimConfig(epochs=3, batch=16), **arguments)
+    )
     assert [r["accuracy_final"] for r in rows] == [2.0] * 4
 
 
@@ -98,11 +123,15 @@ def test_summary_and_verdict():
     assert table["protected"]["final_mean"] == 14.0 and table["protected"]["final_max"] == 16.0
     assert table["protected"]["final_sd"] == pytest.approx(8**0.5) and table["clean"]["seeds"] == 2
     text = verdict(rows, 10)
-    assert "14.0 %" in text and "90.0 %" in text and "76.0 points" in text and "too weak" not in text
+    assert (
+        "14.0 %" in text and "90.0 %" in text and "76.0 points" in text and "too weak" not in text
+    )
     assert "too weak to judge" in verdict([*rows[:-1], row("random-class", 30.0)], 10)
     assert "pass --source" in verdict([row("protected", 12.0)], 10)
     # The worst case for the owner is named, not the best.
-    assert "vgg11" in verdict([*rows, row("protected", 55.0, arch="vgg11"), row("clean", 80.0, arch="vgg11")], 10)
+    assert "vgg11" in verdict(
+        [*rows, row("protected", 55.0, arch="vgg11"), row("clean", 80.0, arch="vgg11")], 10
+    )
     assert text_table(rows).splitlines()[1].split()[2] == "protected"
 
 
@@ -119,7 +148,9 @@ def test_report_is_one_file_without_links(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert {path.name for path in written} == {"accuracy.png", "report.html"}
     sources = re.findall(r"(?:src|href)='([^']*)'", page)
-    assert len(sources) == 2 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 2 and all(
+        source.startswith("data:image/png;base64,") for source in sources
+    )
     assert "<script" not in page and "<b>" not in page and "13.0 &plusmn; 1.4" in page
 
 

@@ -16,7 +16,9 @@ def test_thirty_noise_steps_on_every_backend(tiny, mode, backend):
     if reason and backend not in env.required_backends():
         pytest.skip(reason)
     data = tiny(8)
-    config = EMNConfig(mode=mode, arch="cnn-w4", batch=32, train_steps=2, steps=10, max_sweeps=3, subset=1.0)
+    config = EMNConfig(
+        mode=mode, arch="cnn-w4", batch=32, train_steps=2, steps=10, max_sweeps=3, subset=1.0
+    )
     results = {}
     for name in ("reference", backend):
         with use_backend(name):

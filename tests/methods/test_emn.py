@@ -17,12 +17,19 @@ SMALL = {"arch": "cnn-w8", "batch": 32, "train_steps": 5, "max_sweeps": 12}
 @pytest.mark.parametrize("mode", ["sample", "class"])
 def test_noisy_pictures_look_learnt(tiny, mode):
     data = tiny(40)
-    config = EMNConfig(mode=mode, subset=1.0, max_sweeps=40, **{k: v for k, v in SMALL.items() if k != "max_sweeps"})
+    config = EMNConfig(
+        mode=mode,
+        subset=1.0,
+        max_sweeps=40,
+        **{k: v for k, v in SMALL.items() if k != "max_sweeps"},
+    )
     result = emn(data, config)
     assert result.converged and max(entry["error"] for entry in result.history[-2:]) <= 0.01
     assert result.noise.shape == ((160 if mode == "sample" else 4), 3, 12, 12)
     assert 0 < result.noise.abs().max() <= 8 / 255 + 1e-7
-    assert result.noise.min() < -0.01 < 0.01 < result.noise.max()  # signed: the public code's writer loses one half
+    assert (
+        result.noise.min() < -0.01 < 0.01 < result.noise.max()
+    )  # signed: the public code's writer loses one half
 
 
 def test_sweeps_run_out_without_convergence_is_said(tiny):
@@ -106,8 +113,12 @@ def test_loss_falls_at_every_step_on_a_smooth_model(tiny):
     rows = torch.arange(len(data))
     losses = []
     for _ in range(10):
-        gradient, _ = module._input_gradient(model, apply_noise(data.images, noise, rows), data.labels)
-        losses.append(float(F.cross_entropy(model(apply_noise(data.images, noise, rows)), data.labels)))
+        gradient, _ = module._input_gradient(
+            model, apply_noise(data.images, noise, rows), data.labels
+        )
+        losses.append(
+            float(F.cross_entropy(model(apply_noise(data.images, noise, rows)), data.labels))
+        )
         linf_step(noise, gradient, data.images, rows, step=0.5 / 255, eps=8 / 255)
     assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
 
@@ -122,7 +133,9 @@ def test_sample_noise_does_not_depend_on_the_batch_split(tiny):
 
     def step(noise, part):
         x = data.images[part]
-        gradient, _ = module._input_gradient(theta, apply_noise(x, noise, rows[part]), data.labels[part])
+        gradient, _ = module._input_gradient(
+            theta, apply_noise(x, noise, rows[part]), data.labels[part]
+        )
         linf_step(noise, gradient, x, rows[part], step=0.8 / 255, eps=8 / 255)
         return gradient
 

@@ -25,8 +25,15 @@ CPU = torch.device("cpu")
 
 
 def digests(folder):
-    files = [folder / "manifest.json", *(folder / "noise").iterdir(), *(folder / "images").rglob("*.png")]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    files = [
+        folder / "manifest.json",
+        *(folder / "noise").iterdir(),
+        *(folder / "images").rglob("*.png"),
+    ]
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
 
 
 @pytest.mark.parametrize("mode", ["sample", "class"])
@@ -37,7 +44,9 @@ def test_written_pictures_are_original_plus_noise(tiny_folder, tmp_path, mode):
     store, written = NoiseStore.open(tmp_path / "out"), open_protected(tmp_path / "out")
     noise = store.rows(torch.arange(len(data)))
     assert noise.abs().max() <= 8 and (noise < 0).any() and (noise > 0).any()
-    assert torch.equal(written.images, (data.images.int() + noise.int()).clamp(0, 255).to(torch.uint8))
+    assert torch.equal(
+        written.images, (data.images.int() + noise.int()).clamp(0, 255).to(torch.uint8)
+    )
     assert written.labels.tolist() == data.labels.tolist() and written.ids == data.ids
     assert verify(tmp_path / "out", data).ok
     assert not (tmp_path / "out" / "work").exists()
@@ -75,7 +84,9 @@ def test_a_directory_with_something_else_is_refused_untouched(tiny_folder, tmp_p
     assert (out / "thesis.tex").read_text() == "mine" and not (out / "run.json").exists()
 
 
-def test_a_kill_while_the_first_file_is_written_does_not_block_the_next_start(tiny_folder, tmp_path):
+def test_a_kill_while_the_first_file_is_written_does_not_block_the_next_start(
+    tiny_folder, tmp_path
+):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json.4711.fastue-tmp").write_text('{"meth')
     assert protect(open_dataset(tiny_folder()), tmp_path / "out", CONFIG, device=CPU)
@@ -110,7 +121,12 @@ def kill_and_resume(source, tmp_path, kills, seed, extra=()):
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True, env=environment)
+    subprocess.run(
+        [*command, "--out", str(tmp_path / "whole")],
+        check=True,
+        capture_output=True,
+        env=environment,
+    )
     duration = time.monotonic() - start
     draw, done = random.Random(seed), 0
     for _ in range(20 * kills):
@@ -130,7 +146,9 @@ def kill_and_resume(source, tmp_path, kills, seed, extra=()):
         assert run.returncode == 0, errors.decode()
         if done >= kills:
             break
-        shutil.rmtree(tmp_path / "killed")  # it ended before the kill: start over, so that all the kills hit something
+        shutil.rmtree(
+            tmp_path / "killed"
+        )  # it ended before the kill: start over, so that all the kills hit something
     assert done == kills
     return tmp_path / "whole", tmp_path / "killed"
 
@@ -143,7 +161,9 @@ def test_two_kills_leave_the_same_bytes(tiny_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sample", "class"])
 def test_twenty_random_kills_leave_the_same_bytes(tiny_folder, tmp_path, mode):
-    whole, killed = kill_and_resume(tiny_folder(per_class=150), tmp_path, kills=20, seed=1, extra=("--mode", mode))
+    whole, killed = kill_and_resume(
+        tiny_folder(per_class=150), tmp_path, kills=20, seed=1, extra=("--mode", mode)
+    )
     assert digests(whole) == digests(killed)
     assert [s["sha256"] for s in json.loads((whole / "manifest.json").read_text())["shards"]] == [
         s["sha256"] for s in json.loads((killed / "manifest.json").read_text())["shards"]

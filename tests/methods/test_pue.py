@@ -22,14 +22,19 @@ def test_noise_is_found_under_weight_noise(tiny, mode):
     assert result.converged
     assert 0 < result.noise.abs().max() <= 8 / 255 + 1e-7
     switch = next(i for i, entry in enumerate(result.history) if entry["error"] < 0.5)
-    assert max(entry["error"] for entry in result.history[-2:]) <= 0.01 and len(result.history) >= switch + 3
+    assert (
+        max(entry["error"] for entry in result.history[-2:]) <= 0.01
+        and len(result.history) >= switch + 3
+    )
 
 
 def test_before_the_switch_it_is_emn_with_one_step(tiny):
     """smooth_below = 0 never smooths: EMN with the same numbers, bit for bit."""
     data = tiny()
     never = PUEConfig(mode="class", smooth_below=0.0, **{**SMALL, "max_sweeps": 3})
-    shared = {k: v for k, v in SMALL.items() if k in EMNConfig.__dataclass_fields__} | {"max_sweeps": 3}
+    shared = {k: v for k, v in SMALL.items() if k in EMNConfig.__dataclass_fields__} | {
+        "max_sweeps": 3
+    }
     plain = emn(data, EMNConfig(mode="class", steps=1, stop_error=0.0, **shared))
     smoothed = pue(data, never)
     assert torch.equal(plain.noise, smoothed.noise) and not smoothed.converged
@@ -86,19 +91,28 @@ def test_gradients_are_sums_over_noisy_copies(tiny):
     assert not torch.allclose(found[1], found[2])
     theta.model.train()
     theta.learn(x, y, 0)  # one optimiser step a level, from the unperturbed weights
-    assert torch.equal(theta.weights.base, theta.weights.live) and not torch.equal(theta.weights.base, base)
+    assert torch.equal(theta.weights.base, theta.weights.live) and not torch.equal(
+        theta.weights.base, base
+    )
     assert (theta.weights.base - base).norm() < 1
 
 
 def test_same_noise_on_every_backend(tiny, monkeypatch):
     """The weight noise of cpp and of the reference may differ in the last bits; cpp and triton agree."""
-    monkeypatch.setattr("fastue.models.conv._kernel", lambda *call: None)  # the convolutions' rounding is not the topic
-    data, config = tiny(6), PUEConfig(mode="class", smooth_below=0.9, **{**SMALL, "arch": "cnn-w2", "max_sweeps": 2})
+    monkeypatch.setattr(
+        "fastue.models.conv._kernel", lambda *call: None
+    )  # the convolutions' rounding is not the topic
+    data, config = (
+        tiny(6),
+        PUEConfig(mode="class", smooth_below=0.9, **{**SMALL, "arch": "cnn-w2", "max_sweeps": 2}),
+    )
     results = []
     for backend in ("cpp", "triton"):
         with use_backend(backend):
             results.append(pue(data, config))
-    assert torch.equal(results[0].noise, results[1].noise) and results[0].history == results[1].history
+    assert (
+        torch.equal(results[0].noise, results[1].noise) and results[0].history == results[1].history
+    )
 
 
 def test_bad_settings():

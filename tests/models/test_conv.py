@@ -40,19 +40,32 @@ def test_frozen_convolution(case, backend, layout, dtype, end):
     folded = FoldedConv(conv, end == "relu").to(dtype, memory_format=torch.channels_last)
     folded.weight.copy_(normal(*folded.weight.shape) * (folded.weight[0].numel() ** -0.5))
     folded.bias.data = normal(cout, seed=1)
-    x = normal(5, cin, side, side, seed=2).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    x = (
+        normal(5, cin, side, side, seed=2)
+        .to(dtype)
+        .contiguous(memory_format=layout)
+        .requires_grad_()
+    )
     exact_x = x.detach().double().requires_grad_()
     exact = F.conv2d(exact_x, folded.weight.double(), folded.bias.double(), *folded.settings)
-    residual = normal(*exact.shape, seed=3).to(dtype).requires_grad_() if "residual" in end else None
+    residual = (
+        normal(*exact.shape, seed=3).to(dtype).requires_grad_() if "residual" in end else None
+    )
     exact_residual = residual.detach().double().requires_grad_() if "residual" in end else 0
     exact = exact + exact_residual
     exact = exact.relu() if "relu" in end else exact
     with use_backend(backend):
         has = known is not None and ops.has_kernel(known, x.device, dtype)
         assert _kernel(x, dtype, folded.weight, folded.settings) == (known if has else None)
-        found = add_relu(nn.Sequential(folded), x, residual, nn.ReLU()) if "residual" in end else folded(x)
+        found = (
+            add_relu(nn.Sequential(folded), x, residual, nn.ReLU())
+            if "residual" in end
+            else folded(x)
+        )
     assert found.dtype == dtype and found.shape == exact.shape
-    eps = max(torch.finfo(dtype).eps, folded.weight[0].numel() ** 0.5 * torch.finfo(torch.float32).eps)
+    eps = max(
+        torch.finfo(dtype).eps, folded.weight[0].numel() ** 0.5 * torch.finfo(torch.float32).eps
+    )
     assert (found - exact).abs().max() <= 3 * eps * exact.abs().max()
 
     along = normal(*exact.shape, seed=4).to(dtype)
@@ -68,7 +81,9 @@ def test_frozen_convolution(case, backend, layout, dtype, end):
         assert torch.equal(residual.grad.double(), exact_residual.grad)
 
 
-@pytest.mark.parametrize("cin, cout, side, stride", [(24, 40, 9, 1), (3, 64, 8, 1), (64, 96, 8, 2), (8, 8, 4, 1)])
+@pytest.mark.parametrize(
+    "cin, cout, side, stride", [(24, 40, 9, 1), (3, 64, 8, 1), (64, 96, 8, 2), (8, 8, 4, 1)]
+)
 def test_live_convolution_under_autocast(cin, cout, side, stride):
     """Output and both gradients of bf16 autocast, as close to float64 as nn.Conv2d's own."""
     conv = Conv(cin, cout, 3, stride, 1, bias=False).to(memory_format=torch.channels_last)
@@ -96,7 +111,9 @@ def test_a_convolution_that_does_more_is_left_alone():
             return F.conv2d(x, self.weight - self.weight.mean())
 
     assert is_plain(nn.Conv2d(3, 3, 3)) and is_plain(Conv(3, 3, 3))
-    assert not is_plain(Standardised(3, 3, 3)) and not is_plain(nn.Conv2d(3, 3, 3, padding_mode="reflect"))
+    assert not is_plain(Standardised(3, 3, 3)) and not is_plain(
+        nn.Conv2d(3, 3, 3, padding_mode="reflect")
+    )
 
 
 def test_tiles_are_shared_with_torch():
@@ -106,7 +123,9 @@ def test_tiles_are_shared_with_torch():
     x = normal(33, 40, 7, 7).to(torch.bfloat16)
     a, b = normal(50, 70).to(torch.bfloat16), normal(70, 30).to(torch.bfloat16)
     y, product = folded(x), a @ b
-    assert (product.float() - a.float() @ b.float()).abs().max() < 0.01 * product.float().abs().max()
+    assert (
+        product.float() - a.float() @ b.float()
+    ).abs().max() < 0.01 * product.float().abs().max()
     for _ in range(3):
         assert torch.equal(a @ b, product)
         assert torch.equal(folded(x), y)

@@ -29,7 +29,9 @@ def input_gradient(network, x, y):
     return logits, gradient
 
 
-@pytest.mark.parametrize("name", ["cnn-w8", "resnet10-w8", "resnet50-w4", "vgg11-w8", "densenet121-w8"])
+@pytest.mark.parametrize(
+    "name", ["cnn-w8", "resnet10-w8", "resnet50-w4", "vgg11-w8", "densenet121-w8"]
+)
 def test_float32_copy_equals_the_eval_network(name):
     model = trained(name)
     frozen = FrozenCopy(model, "float32")
@@ -43,12 +45,16 @@ def test_float32_copy_equals_the_eval_network(name):
     loss = 2 * (eager - exact).abs().max() + 1e-5 * exact.abs().max()
     assert (logits - exact).abs().max() <= loss
     decided = gradient.abs() > 1e-4 * gradient.abs().amax((1, 2, 3), keepdim=True)
-    assert decided.float().mean() > 0.05 and torch.equal(own.sign()[decided].double(), gradient.sign()[decided])
+    assert decided.float().mean() > 0.05 and torch.equal(
+        own.sign()[decided].double(), gradient.sign()[decided]
+    )
 
 
 def test_every_batchnorm_behind_a_convolution_is_folded():
     left = [
-        m for m in FrozenCopy(build("resnet18-w8", 10), "float32").module.modules() if type(m).__name__ == "BatchNorm2d"
+        m
+        for m in FrozenCopy(build("resnet18-w8", 10), "float32").module.modules()
+        if type(m).__name__ == "BatchNorm2d"
     ]
     assert not left
 
@@ -59,7 +65,9 @@ def test_no_parameter_wants_a_gradient_and_the_dtype_is_one(precision, dtype):
     kept = {"bias": torch.float32}  # the bias of a folded convolution is added to a float32 sum
     for name, p in frozen.module.named_parameters():
         folded = name.split(".")[0] == "features"
-        assert not p.requires_grad and p.dtype == (kept.get(name.split(".")[-1], dtype) if folded else dtype), name
+        assert not p.requires_grad and p.dtype == (
+            kept.get(name.split(".")[-1], dtype) if folded else dtype
+        ), name
     assert frozen(torch.rand(2, 3, 8, 8, dtype=dtype)).dtype == torch.float32
 
 
@@ -73,7 +81,9 @@ def test_refresh_follows_training_and_nothing_else_does():
     assert torch.equal(frozen(x), before)
     model.eval()
     assert not torch.allclose(model(x), before, atol=1e-2)
-    assert torch.allclose(frozen.refresh()(x), model(x), atol=1e-3 * float(model(x).detach().abs().max()))
+    assert torch.allclose(
+        frozen.refresh()(x), model(x), atol=1e-3 * float(model(x).detach().abs().max())
+    )
 
 
 @pytest.mark.slow  # the compiler takes a minute

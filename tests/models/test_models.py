@@ -5,7 +5,14 @@ import torch
 
 from fastue.core.errors import UsageError
 from fastue.models import build
-from fastue.models.training import accuracy, resolve_device, resolve_precision, sgd, to_input, train_step
+from fastue.models.training import (
+    accuracy,
+    resolve_device,
+    resolve_precision,
+    sgd,
+    to_input,
+    train_step,
+)
 
 NAMES = ["cnn", "resnet10-w8", "resnet18-w8", "resnet50-w4", "vgg11-w8", "densenet121-w8"]
 
@@ -20,7 +27,8 @@ def test_logits_for_every_picture_size(name, shape):
 def test_published_sizes():
     """Parameter counts of the CIFAR forms used in the literature: 11.17 M for ResNet-18, 6.96 M for DenseNet-121."""
     count = {
-        name: sum(p.numel() for p in build(name, 10).parameters()) for name in ("resnet18", "densenet121", "vgg11")
+        name: sum(p.numel() for p in build(name, 10).parameters())
+        for name in ("resnet18", "densenet121", "vgg11")
     }
     assert count == {"resnet18": 11_173_962, "densenet121": 6_956_298, "vgg11": 9_228_362}
 
@@ -33,7 +41,9 @@ def test_weights_depend_on_the_seed_alone_and_leave_torchs_generator():
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
-@pytest.mark.parametrize("name", ["resnet99", "resnet18-w0", "resnet18-w7", "jax:resnet18", "timm:no_such_model", ""])
+@pytest.mark.parametrize(
+    "name", ["resnet99", "resnet18-w0", "resnet18-w7", "jax:resnet18", "timm:no_such_model", ""]
+)
 def test_unknown_names_say_what_is_known(name):
     with pytest.raises(UsageError, match="--arch"):
         build(name, 10)
@@ -52,7 +62,9 @@ def test_training_learns_and_accuracy_counts(tiny):
     before = accuracy(model, batches(data, 50), precision="float32")
     model.train()
     for _ in range(80):
-        train_step(model, optimizer, to_input(data.images), data.labels, precision="float32", clip=5.0)
+        train_step(
+            model, optimizer, to_input(data.images), data.labels, precision="float32", clip=5.0
+        )
     after = accuracy(model, batches(data, 50), precision="float32")
     assert before < 60 and after > 90
     with torch.no_grad():
@@ -65,12 +77,21 @@ def test_gradient_clipping_bounds_the_step(tiny):
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     train_step(model, optimizer, to_input(data.images), data.labels, precision="float32", clip=1e-3)
-    moved = sum(float((p.detach() - q).square().sum()) for p, q in zip(model.parameters(), before, strict=True)) ** 0.5
+    moved = (
+        sum(
+            float((p.detach() - q).square().sum())
+            for p, q in zip(model.parameters(), before, strict=True)
+        )
+        ** 0.5
+    )
     assert 0 < moved <= 1.001e-3
 
 
 def test_precision_and_device_names():
-    assert resolve_precision("float32") == "float32" and resolve_precision("auto") in ("float32", "bf16")
+    assert resolve_precision("float32") == "float32" and resolve_precision("auto") in (
+        "float32",
+        "bf16",
+    )
     with pytest.raises(UsageError, match="--precision"):
         resolve_precision("fp8")
     with pytest.raises(UsageError, match="--device"):

@@ -5,7 +5,18 @@ from functools import partial
 
 import torch
 
-from fastue.ops._cases import BENCH, EPS, INTERLEAVED, LAYOUTS, PLANAR, SHAPES, bank, gradient, offset, pictures
+from fastue.ops._cases import (
+    BENCH,
+    EPS,
+    INTERLEAVED,
+    LAYOUTS,
+    PLANAR,
+    SHAPES,
+    bank,
+    gradient,
+    offset,
+    pictures,
+)
 
 STEP = 0.8 / 255
 
