@@ -6,7 +6,7 @@ A draw is: perturb all weights, classify all test pictures, count. The sides tak
               ToTensor of every picture at every draw; autograd on; a Python loop over the predicted classes; the
               network as the public one, with activations that are not in place
   peer        the public repository's own certify.py, from a checkout you name, on the CPU, around the same network
-  fastue      fastue.certify.smoothing.Sampler at its own batch, with the heap as the command sets it: fp32,
+  fastue      fastue.certificates.smoothing.Sampler at its own batch, with the heap as the command sets it: fp32,
               bf16-folded, and both under torch.compile with --compile
 
 How far a side is from what the machine can do: its rate over the network's multiplications is printed beside that of a
@@ -32,14 +32,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ops import facts, quantiles, write
-from fastue.attacks.train import VictimConfig, fit
-from fastue.certify.smoothing import Sampler, Smoothing
+from fastue.certificates.smoothing import Sampler, Smoothing
 from fastue.core.heap import freed_memory_kept
 from fastue.data.dataset import ImageDataset
 from fastue.data.sources import open_dataset
 from fastue.models.flat import FlatParameters
 from fastue.models.training import resolve_precision
 from fastue.ops import WEIGHTS_CERTIFY
+from fastue.victims.train import VictimConfig, fit
 
 FIELDS = (
     "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "min_s", "max_s",

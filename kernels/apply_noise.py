@@ -3,7 +3,15 @@
 import triton
 import triton.language as tl
 from fastue.kernels import _common
-from fastue.kernels._common import channel_and_pixel, limit, narrow, of_channel, philox, place, unit_pixel
+from fastue.kernels._common import (
+    channel_and_pixel,
+    limit,
+    narrow,
+    of_channel,
+    philox,
+    place,
+    unit_pixel,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "seed_low", "seed_high", "epoch", "pad"])

@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 from fastue.kernels import _common
-from fastue.kernels._common import channel_and_pixel, limit, moved, narrow, nearest, of_channel, place, unit_pixel
+from fastue.kernels._common import (
+    channel_and_pixel,
+    limit,
+    moved,
+    narrow,
+    nearest,
+    of_channel,
+    place,
+    unit_pixel,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "area", "mask_stride"])

@@ -46,8 +46,8 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from fastue.attacks.train import VictimConfig
-    from fastue.evaluation import audit
+    from fastue.commands import attack as audit
+    from fastue.victims.train import VictimConfig
 
     progress = Progress("epochs")
 

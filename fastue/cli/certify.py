@@ -106,9 +106,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     from fastue import distributed
-    from fastue.certify.smoothing import Smoothing
+    from fastue.certificates.smoothing import Smoothing
+    from fastue.commands import certify as certificate
     from fastue.core.errors import UsageError
-    from fastue.evaluation import certificate
     from fastue.models.training import resolve_device
 
     device = resolve_device(args.device)

@@ -94,12 +94,12 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
+    from fastue.commands.protect import COMPATS, protect
     from fastue.core.clock import Clock
     from fastue.core.errors import UsageError
+    from fastue.data.preview import preview_of
     from fastue.data.sources import open_dataset
-    from fastue.evaluation.preview import preview_of
     from fastue.methods.emn import EMNConfig, recipe
-    from fastue.methods.protect import COMPATS, protect
     from fastue.methods.pue import PUEConfig
     from fastue.models.training import resolve_device, resolve_precision
 
@@ -139,7 +139,7 @@ def run(args) -> int:
           f"surrogate {arch}, {config.mode}-wise, eps {config.eps * 255:g}/255, "
           f"{config.precision} on {device}", flush=True)  # fmt: skip
     if args.plan:
-        from fastue.methods.plan import plan
+        from fastue.commands.plan import plan
 
         print(plan(data, config, device))
         return 0

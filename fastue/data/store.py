@@ -33,10 +33,11 @@ from fastue.data.atomic import (
     writing,
 )
 from fastue.data.dataset import ImageDataset
+from fastue.data.layout import MANIFEST
 from fastue.data.tensorfile import file_sha256, read_header, read_tensors, write_tensors
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+
 _UNFINISHED = "noise/unfinished.json"
 _PICTURES = "noise/pictures.safetensors"
 _SHARD_ROWS = 4096

@@ -12,7 +12,8 @@ import torch
 from data_helpers import Child
 
 from fastue.core.errors import DataError, UsageError
-from fastue.data.store import MANIFEST, NoiseStore
+from fastue.data.layout import MANIFEST
+from fastue.data.store import NoiseStore
 from fastue.data.tensorfile import file_sha256, write_tensors
 
 HEADER = {"method": "emn", "config": {"seed": 7, "steps": 20, "betas": (0.9, 0.99)}}

@@ -15,9 +15,10 @@ from PIL import Image
 
 from fastue.core.errors import DataError
 from fastue.data import writers
+from fastue.data.layout import MANIFEST
 from fastue.data.npz import open_npz
 from fastue.data.sources import open_dataset
-from fastue.data.store import MANIFEST, NoiseStore
+from fastue.data.store import NoiseStore
 from fastue.data.tensorfile import write_tensors
 from fastue.data.verify import open_protected, verify
 from fastue.data.writers import picture_names, protected_pictures, write_folder, write_npz

@@ -15,8 +15,9 @@ import fastue.ops  # registers the ops
 from fastue.core import env, opspec
 
 ROOT = Path(__file__).parents[2]
-LAYER = {"cli": 4, "evaluation": 3, "methods": 2, "attacks": 2, "certify": 2, "data": 1, "models": 1, "ops": 1}
-LAYER |= {"distributed": 1, "core": 0}
+LAYER = {"cli": 5, "commands": 4, "protocol": 3, "data": 1, "models": 1, "ops": 1, "core": 0}
+LAYER |= dict.fromkeys(("methods", "countermeasures", "victims", "certificates"), 2)
+LAYER |= {"distributed": 1}
 ROOMS = sorted(p.parent.name for p in (ROOT / "fastue" / "ops").glob("*/reference.py"))
 
 

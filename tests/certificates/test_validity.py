@@ -10,7 +10,7 @@ import pytest
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom, chi2, ncx2
 
-from fastue.certify.bounds import (
+from fastue.certificates.bounds import (
     SequentialTest,
     certify,
     generalisation,

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastue.attacks.train import VictimConfig
 from fastue.core.errors import UsageError
-from fastue.evaluation import protocol
-from fastue.evaluation.preview import preview_grid
-from fastue.evaluation.protocol import (
+from fastue.data.preview import preview_grid
+from fastue.protocol import cells as protocol
+from fastue.protocol.cells import (
     ARMS,
     arm_pictures,
     evaluate,
@@ -19,7 +18,8 @@ from fastue.evaluation.protocol import (
     summarise,
     verdict,
 )
-from fastue.evaluation.report import text_table, write_report
+from fastue.protocol.report import text_table, write_report
+from fastue.victims.train import VictimConfig
 
 CONFIG = VictimConfig(epochs=2, batch=16)
 

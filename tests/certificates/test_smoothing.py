@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from bench import certify as bench
-from fastue.attacks.recovery import RecoveryConfig, random_search, recover
-from fastue.attacks.train import VictimConfig, fit
-from fastue.certify import bounds
-from fastue.certify.smoothing import BN_POLICIES, Sampler, Smoothing, layer_norms
+from fastue.certificates import bounds
+from fastue.certificates.smoothing import BN_POLICIES, Sampler, Smoothing, layer_norms
 from fastue.core.errors import UsageError
 from fastue.core.opspec import use_backend
 from fastue.models.flat import FlatParameters
 from fastue.models.frozen import FrozenCopy
 from fastue.models.training import to_input
 from fastue.ops import WEIGHTS_CERTIFY, has_kernel
+from fastue.victims.recovery import RecoveryConfig, random_search, recover
+from fastue.victims.train import VictimConfig, fit
 
 SIGMA = 0.03
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastue.certify.draws import DrawLog, merge, read
+from fastue.certificates.draws import DrawLog, merge, read
 from fastue.core.errors import DataError, UsageError
 
 HEADER = {"digest": "abc", "total": 50, "sigma": 0.1}

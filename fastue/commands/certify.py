@@ -16,22 +16,21 @@ import torch
 from torch import nn
 
 from fastue import distributed
-from fastue.attacks.recovery import RecoveryConfig, random_search
-from fastue.attacks.recovery import recover as sgd_recover
-from fastue.attacks.train import VictimConfig, check_pair, fit
-from fastue.certify import bounds, draws
-from fastue.certify.smoothing import BN_POLICIES, Sampler, Smoothing, layer_norms
+from fastue.certificates import bounds, draws
+from fastue.certificates.smoothing import BN_POLICIES, Sampler, Smoothing, layer_norms
 from fastue.core import info
 from fastue.core.errors import DataError, UsageError
 from fastue.data.atomic import atomic_write_bytes, atomic_write_json, make_folder
 from fastue.data.dataset import ImageDataset
+from fastue.data.layout import MANIFEST, SURROGATE_FILE
 from fastue.data.sources import open_dataset
-from fastue.data.store import MANIFEST
 from fastue.data.verify import open_protected
-from fastue.methods.protect import SURROGATE_FILE
 from fastue.models import saved
 from fastue.models.training import resolve_precision
 from fastue.ops import WEIGHTS_ATTACK
+from fastue.victims.recovery import RecoveryConfig, random_search
+from fastue.victims.recovery import recover as sgd_recover
+from fastue.victims.train import VictimConfig, check_pair, fit
 
 DECLARED = "declared.json"
 

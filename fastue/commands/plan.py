@@ -5,10 +5,10 @@ import time
 
 import torch
 
+from fastue.commands.protect import METHODS
 from fastue.data.dataset import ImageDataset
 from fastue.methods.base import Checkpointer
 from fastue.methods.emn import EMNConfig
-from fastue.methods.protect import METHODS
 
 # Sweeps until the stop rule held in our runs on CIFAR-10 pictures (docs/EMN.md); an order of magnitude, not a promise.
 TYPICAL_SWEEPS = {"sample": (5, 15), "class": (6, 12)}

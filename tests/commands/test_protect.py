@@ -13,12 +13,12 @@ import time
 import pytest
 import torch
 
+from fastue.commands.protect import protect
 from fastue.core.errors import UsageError
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
 from fastue.data.verify import open_protected, verify
 from fastue.methods.emn import EMNConfig
-from fastue.methods.protect import protect
 
 CONFIG = EMNConfig(arch="cnn-w8", batch=32, train_steps=3, max_sweeps=2, steps=2, mode="sample")
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from scipy.integrate import quad
 from scipy.special import logsumexp
 from scipy.stats import binom, chi2, ncx2, norm
 
-from fastue.certify import bounds
-from fastue.certify.bounds import (
+from fastue.certificates import bounds
+from fastue.certificates.bounds import (
     SequentialTest,
     certify,
     joint_miss,
@@ -368,7 +368,7 @@ def test_wrong_arguments_are_named(name, call):
 
 
 def test_the_package_does_not_load_scipy():
-    code = "import sys, fastue.certify; print('scipy' in sys.modules)"
+    code = "import sys, fastue.certificates; print('scipy' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
         == "False"

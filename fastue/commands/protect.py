@@ -22,15 +22,14 @@ from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
 from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, writing
 from fastue.data.dataset import ImageDataset
-from fastue.data.store import MANIFEST, NoiseStore, tidy
+from fastue.data.layout import MANIFEST, RUN_FILE, SURROGATE_FILE
+from fastue.data.store import NoiseStore, tidy
 from fastue.data.writers import write_folder
 from fastue.methods.base import Checkpointer, Perturbation, budget_levels
 from fastue.methods.emn import EMNConfig, emn, published_stop
 from fastue.methods.pue import pue
 from fastue.models import saved
 
-RUN_FILE = "run.json"
-SURROGATE_FILE = "surrogate.safetensors"
 METHODS = {"emn": emn, "pue": pue}
 COMPATS = {
     "none": "signed noise, rounded to nearest",

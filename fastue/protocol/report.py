@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastue.core.errors import UsageError
 from fastue.data.atomic import atomic_write_bytes, atomic_write_text
-from fastue.evaluation.protocol import summarise, verdict
+from fastue.protocol.cells import summarise, verdict
 
 ARM_COLOURS = {
     "clean": "#2a9d3a",

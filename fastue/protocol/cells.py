@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastue.attacks.train import VictimConfig, check_pair, train_victim
 from fastue.core.errors import UsageError
 from fastue.data.atomic import atomic_write_json, make_folder
 from fastue.data.dataset import ImageDataset
 from fastue.data.keyed import keyed_generator
 from fastue.data.writers import protected_pictures
+from fastue.victims.train import VictimConfig, check_pair, train_victim
 
 ARMS = ("clean", "protected", "random-sample", "random-class")
 SUITES = {"none": ("none",)}

@@ -5,19 +5,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from fastue.attacks.train import VictimConfig
 from fastue.core import info
 from fastue.core.errors import DataError, UsageError
 from fastue.data.atomic import atomic_write_json
 from fastue.data.dataset import ImageDataset
+from fastue.data.layout import RUN_FILE
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
 from fastue.data.verify import open_protected
-from fastue.evaluation.protocol import ARMS, evaluate, verdict
-from fastue.evaluation.report import text_table, write_report
-from fastue.methods.protect import RUN_FILE
 from fastue.models import build
 from fastue.models.training import resolve_device, resolve_precision
+from fastue.protocol.cells import ARMS, evaluate, verdict
+from fastue.protocol.report import text_table, write_report
+from fastue.victims.train import VictimConfig
 
 
 @dataclass

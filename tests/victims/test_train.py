@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from fastue.attacks.train import VictimConfig, check_pair, train_victim
 from fastue.core.errors import DataError
+from fastue.victims.train import VictimConfig, check_pair, train_victim
 
 CONFIG = VictimConfig(arch="cnn-w8", epochs=4, batch=16, lr=0.05, augment=False)
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fastue.cli import main
-from fastue.evaluation import certificate
+from fastue.commands import certify as certificate
 
 FLAGS = ["--sigma", "0.1", "--q", "0.5,0.9", "--eta", "0.01,0.05", "--batch", "50"]
 
@@ -20,8 +20,8 @@ def surrogate(tiny, tmp_path_factory):
     """(file of a trained network, folder of test pictures)"""
     from PIL import Image
 
-    from fastue.attacks.train import VictimConfig, fit
     from fastue.models import saved
+    from fastue.victims.train import VictimConfig, fit
 
     folder = tmp_path_factory.mktemp("certificate")
     config = VictimConfig(arch="cnn-w8", epochs=8, batch=32, augment=False)
@@ -273,7 +273,7 @@ def test_train_on_and_recover(surrogate, tiny_folder, tmp_path, capsys, monkeypa
 
 
 def certificate_config(**keywords):
-    from fastue.attacks.recovery import RecoveryConfig
+    from fastue.victims.recovery import RecoveryConfig
 
     return RecoveryConfig(epochs=1, batch=32, tries=2, **keywords)
 
