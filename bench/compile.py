@@ -1,10 +1,10 @@
 """Compile every GPU kernel without a GPU: `python -m bench.compile [--triton] [--cuda]` (neither: both).
 
-Triton goes to cubin for sm_80, sm_90 and sm_100, for launches that the real launchers make; the assembler that Triton
-bundles tells registers and spills, and PTX tells how wide the accesses are.
+Triton goes to cubin for sm_80, sm_90 and sm_100, for launches that the real launchers make; the
+assembler that Triton bundles tells registers and spills, PTX how wide the accesses are.
 CUDA C++ is compiled *and linked* with plain nvcc against the installed torch (see `nvcc_flags` in setup.py).
-Exits with 1 when anything fails, spills, needs more registers than REGISTERS, or reads a tensor element by element
-without a reason. Says nothing about speed.
+Exits with 1 when anything fails, spills, needs more registers than REGISTERS, or reads a tensor
+element by element without a reason. Says nothing about speed.
 """
 
 import argparse
@@ -31,7 +31,8 @@ _ACCESS = re.compile(r"\b(ld|st)\.global[.\w:]*?(?:\.v(\d))?\.[bfsu](\d+)\s.*?\[
 _COPY = re.compile(r"\bcp\.async\S+\s.*?,\s*\[\s*(%\w+).*?\],\s*(\w+)")
 _REGISTER = re.compile(r"%\w+")
 _ARGUMENT = re.compile(r"_param_(\d+)")
-_ELEMENT_SIZE = {"*fp32": 4, "*bf16": 2, "*fp16": 2, "*u8": 1, "*i8": 1, "*i1": 1, "*u1": 1}  # pictures, not indices
+# Pictures; not indices.
+_ELEMENT_SIZE = {"*fp32": 4, "*bf16": 2, "*fp16": 2, "*u8": 1, "*i8": 1, "*i1": 1, "*u1": 1}
 _SPILL = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
@@ -50,7 +51,7 @@ def verdict(what: str, registers: int, spilled: int, narrow: Sequence[str] = ())
 
 
 def accesses(ptx: str) -> dict[tuple[str, int], int]:
-    """Bytes of a thread's widest access, by kind (ld or st) and the number of the kernel argument it goes through."""
+    """Bytes of a thread's widest access, by kind (ld or st) and number of the kernel's argument."""
     origins: dict[str, set[int]] = {}  # register -> arguments that it was computed from
     widest: dict[tuple[str, int], int] = {}
     for line in ptx.splitlines() * 2:  # what a loop carries is known the second time
@@ -70,7 +71,7 @@ def accesses(ptx: str) -> dict[tuple[str, int], int]:
 
 
 def vectors(kernel: Any, singly: Iterable[str]) -> tuple[str, list[str]]:
-    """The widest accesses of pictures in a compiled kernel, in words; those that are narrower than four elements."""
+    """The widest accesses of pictures in words; those that are narrower than four elements."""
     arguments = [(name, kind) for name, kind in kernel.src.signature.items() if kind != "constexpr"]
     words, narrow = [], []
     for (kind, number), size in sorted(accesses(kernel.asm["ptx"]).items(), key=lambda item: item[0][::-1]):
@@ -82,8 +83,9 @@ def vectors(kernel: Any, singly: Iterable[str]) -> tuple[str, list[str]]:
 
 
 def triton_launches(module: ModuleType, target: int) -> Iterator[tuple[Any, Iterable[str]]]:
-    """Each compiled kernel of `launches()` with the tensors read singly. The launchers themselves run, on CPU tensors:
-    Triton specialises on their arguments as on a GPU and compiles; nothing is launched."""
+    """Each compiled kernel of `launches()` with the tensors read singly. The launchers themselves
+    run, on CPU tensors: Triton specialises on their arguments as on a GPU, compiles, and launches
+    nothing."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import JITFunction, driver
 

@@ -1,10 +1,10 @@
 """What the kernels share: where an element lies in each layout, exact arithmetic, keyed draws, launching.
 
-A program works on BLOCK elements of one picture. They are counted in the interleaved order where any tensor has it,
-else in the planar order, so that neighbouring threads have neighbouring elements of every tensor; a planar tensor
-beside interleaved ones is `CROSSED`. The sizes of pictures are constants: a data set has one, and Triton sees what it
-is divisible by and makes vector accesses. Half precision becomes float32 right after the load: the interpreter's bf16
-is garbage.
+A program works on BLOCK elements of one picture. They are counted in the interleaved order where
+any tensor has it, else in the planar order, so that neighbouring threads have neighbouring elements
+of every tensor; a planar tensor beside interleaved ones is `CROSSED`. The sizes of pictures are
+constants: a data set has one, and Triton sees what it is divisible by and makes vector accesses.
+Half precision becomes float32 right after the load: the interpreter's bf16 is garbage.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def channel_and_pixel(e, area, C: tl.constexpr, INTERLEAVED: tl.constexpr):
 
 @triton.jit
 def place(e, channel, pixel, area, CROSSED: tl.constexpr):
-    """Offset of the same element in a tensor; spelt `e` where it is, so that Triton sees neighbours."""
+    """Offset of the same element in a tensor; `e` where it can be: Triton then sees neighbours."""
     if CROSSED:
         return channel * area + pixel
     return e
@@ -159,8 +159,9 @@ def crossed(flags: dict[str, bool | int]) -> bool:
 def blocking(flags: dict[str, bool | int], *tensors: torch.Tensor | None, scattered: bool = False) -> dict[str, int]:
     """BLOCK and num_warps for elementwise work on these tensors.
 
-    Eight elements a thread are 16 bytes of half precision, four are float32's 16 bytes; with more of them Triton takes
-    the stores through shared memory. Four, too, where a tensor is read element by element: a warp stays close together.
+    Eight elements a thread are 16 bytes of half precision, four are float32's 16 bytes; with more
+    of them Triton takes the stores through shared memory. Four, too, where a tensor is read element
+    by element: a warp stays close together.
     """
     few = scattered or crossed(flags) or any(t is not None and t.element_size() > 2 for t in tensors)
     largest = 8192 if interpreted() else 1024
@@ -192,6 +193,6 @@ def on_device_of(t: torch.Tensor) -> contextlib.AbstractContextManager:
 
 
 def example(dtype: torch.dtype, interleaved: bool, side: int = 32) -> torch.Tensor:
-    """[2, 3, side, side] for `launches` of the kernels: their launches are compiled and judged without a GPU."""
+    """[2, 3, side, side] for the kernels' `launches`, which are compiled without a GPU."""
     layout = torch.channels_last if interleaved else torch.contiguous_format
     return torch.zeros((2, 3, side, side), dtype=dtype).contiguous(memory_format=layout)

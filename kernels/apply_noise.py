@@ -95,8 +95,8 @@ def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, f
 
 
 def launches():
-    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once; with them, the
-    tensors that are read singly."""
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
     index, three = torch.arange(2), [0.5] * 3
     for number, (bank, dtype) in enumerate((b, d) for b in (torch.float32, torch.int8) for d in _common.FLOATS):
         first = number % 2 == 0

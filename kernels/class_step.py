@@ -52,8 +52,9 @@ def class_step_kernel(
 
 
 def blocking(classes: int, flags: dict[str, bool | int]) -> dict[str, int]:
-    """BLOCK smaller where there are few, down to a warp, and several samples on their way at once: a program waits for
-    memory most of the time. Asynchronous copies have four bytes at least, so that x, read singly, takes registers."""
+    """BLOCK smaller where there are few, down to a warp, and several samples on their way at once:
+    a program waits for memory most of the time. Asynchronous copies have four bytes at least, so
+    that what is read singly takes registers."""
     sizes = _common.blocking(flags, scattered=True)
     if _common.interpreted():
         return sizes | {"STAGES": 1, "UNROLL": 1}
@@ -83,8 +84,8 @@ def class_step(noise, grad, x, y, step, eps, ascend):
 
 
 def launches():
-    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once; with them, the
-    tensors that are read singly."""
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
     y = torch.arange(2)
     for number, dtype in enumerate(_common.FLOATS):
         first = number % 2 == 0

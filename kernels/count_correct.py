@@ -53,8 +53,8 @@ def count_correct(logits, y, counts, slot):
 
 
 def launches():
-    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once; with them, the
-    tensors that are read singly."""
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
     y, counts = torch.zeros((2, 4), dtype=torch.int64)
     for dtype in _common.FLOATS:
         for classes in (10, 100, 1000):

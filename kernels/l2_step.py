@@ -1,7 +1,8 @@
-"""l2_step in Triton. A program owns a small picture and keeps it in registers. A large picture is cut into pieces, a
-program each, and takes three launches: the sum of the gradient's squares, that of the stepped noise's squares, the
-step. They run over as many pictures as stay in the cache, so that memory is read once. Each piece stores its sum, and
-the sums are added up in a fixed order. The definition is fastue/ops/l2_step."""
+"""l2_step in Triton. A program owns a small picture and keeps it in registers. A large picture is
+cut into pieces, a program each, and takes three launches: the sum of the gradient's squares, that of
+the stepped noise's squares, the step. They run over as many pictures as stay in the cache, so that
+memory is read once. Each piece stores its sum, and the sums are added up in a fixed order. The
+definition is fastue/ops/l2_step."""
 
 import torch
 import triton
@@ -11,7 +12,7 @@ from fastue.kernels._common import channel_and_pixel, limit, narrow, of_channel,
 
 WHOLE = 4096  # elements of a picture for one program
 PIECE = 2048
-CACHE = 24 << 20  # bytes that the pictures of a launch may touch, about half of the second-level cache of an A100
+CACHE = 24 << 20  # bytes of a launch's pictures: about half of an A100's second-level cache
 
 GRADIENT, STEPPED, APPLY = (tl.constexpr(stage) for stage in range(3))
 
@@ -124,8 +125,8 @@ def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
 
 
 def launches():
-    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once; with them, the
-    tensors that are read singly."""
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
     index, three = torch.arange(2), [0.5] * 3
     for number, dtype in enumerate(_common.FLOATS):
         for side in (32, 64):  # whole pictures, and pieces

@@ -28,7 +28,7 @@ def weight_noise_kernel(
 ):  # fmt: skip
     k = (tl.program_id(0) // programs).to(tl.int64)
     counter = (tl.program_id(0) % programs).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = counter < blocks * 16
+    inside = counter < blocks.to(tl.int64) * 16
     block, lane = counter // 16, counter % 16  # spelt so that Triton sees neighbours
     entry = tl.load(table_ptr + block, mask=inside, other=0)
     draw = tl.load(draws_ptr + k)
@@ -64,8 +64,8 @@ def weight_noise(base, table, draws, out, sigma, seed, purpose):
 
 
 def launches():
-    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once; with them, the
-    tensors that are read singly."""
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
     base, table = torch.zeros(4096), torch.zeros(64, dtype=torch.int64)
     for dtype in (torch.float32, torch.bfloat16):
         yield (base, table, torch.arange(2), torch.zeros((2, 4096), dtype=dtype), 0.1, 7, 1), ()

@@ -149,8 +149,8 @@ def test_cuda_kernels_compile_and_link():
 
 
 def test_triton_kernels_compile_to_cubin():
-    """In a process of its own: an interpreted kernel cannot be compiled. Registers, spills and vectors are asserted
-    there."""
+    """In a process of its own: an interpreted kernel cannot be compiled. It asserts registers,
+    spills and vectors."""
     pytest.importorskip("triton", reason="triton is not installed")
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.compile", "--triton"]
@@ -163,7 +163,7 @@ def test_triton_kernels_compile_to_cubin():
 
 @pytest.mark.parametrize(("load", "width", "narrow"), [("v4.b32", 16, []), ("b32", 4, ["ld grad"])])
 def test_a_tensor_read_element_by_element_is_seen(load, width, narrow):
-    """Through a pointer that a loop moves on, past a number that was loaded through another argument."""
+    """Through a pointer that a loop moves on, past a number loaded through another argument."""
     ptx = f"""
     ld.param.b64 %rd1, [k_param_0];
     ld.param.b64 %rd2, [k_param_1];
