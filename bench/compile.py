@@ -1,8 +1,10 @@
 """Compile every GPU kernel without a GPU: `python -m bench.compile [--triton] [--cuda]` (neither: both).
 
-Triton goes to cubin for sm_80, sm_90 and sm_100; the assembler that Triton bundles tells registers and spills.
+Triton goes to cubin for sm_80, sm_90 and sm_100, for launches that the real launchers make; the
+assembler that Triton bundles tells registers and spills, PTX how wide the accesses are.
 CUDA C++ is compiled *and linked* with plain nvcc against the installed torch (see `nvcc_flags` in setup.py).
-Exits with 1 when anything fails, spills, or needs more registers than REGISTERS. Says nothing about speed.
+Exits with 1 when anything fails, spills, needs more registers than REGISTERS, or reads a tensor
+element by element without a reason. Says nothing about speed.
 """
 
 import argparse
@@ -14,13 +16,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 TRITON_TARGETS = (80, 90, 100)
 REGISTERS = 80  # a thread: leaves 768 threads on each SM of these targets, enough to hide memory latency
 _USAGE = re.compile(r"Used (\d+) registers")
+_ACCESS = re.compile(r"\b(ld|st)\.global[.\w:]*?(?:\.v(\d))?\.[bfsu](\d+)\s.*?\[\s*(%\w+)")
+_COPY = re.compile(r"\bcp\.async\S+\s.*?,\s*\[\s*(%\w+).*?\],\s*(\w+)")
+_REGISTER = re.compile(r"%\w+")
+_ARGUMENT = re.compile(r"_param_(\d+)")
+# Pictures; not indices.
+_ELEMENT_SIZE = {"*fp32": 4, "*bf16": 2, "*fp16": 2, "*u8": 1, "*i8": 1, "*i1": 1, "*u1": 1}
 _SPILL = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
@@ -31,48 +43,90 @@ def ptxas(text: str) -> tuple[int, int]:
     return registers, spilled
 
 
-def verdict(what: str, registers: int, spilled: int) -> bool:
-    good = 0 < registers <= REGISTERS and spilled == 0
-    print(f"{'ok  ' if good else 'FAIL'} {what}: {registers} registers, {spilled} bytes spilled")
+def verdict(what: str, registers: int, spilled: int, narrow: Sequence[str] = ()) -> bool:
+    good = 0 < registers <= REGISTERS and spilled == 0 and not narrow
+    more = f", no vectors: {', '.join(narrow)}" if narrow else ""
+    print(f"{'ok  ' if good else 'FAIL'} {what}: {registers} registers, {spilled} bytes spilled{more}")
     return good
 
 
+def accesses(ptx: str) -> dict[tuple[str, int], int]:
+    """Bytes of a thread's widest access, by kind (ld or st) and number of the kernel's argument."""
+    origins: dict[str, set[int]] = {}  # register -> arguments that it was computed from
+    widest: dict[tuple[str, int], int] = {}
+    for line in ptx.splitlines() * 2:  # what a loop carries is known the second time
+        if access := _ACCESS.search(line):
+            kind, vector, bits, address = access.groups()
+            size = int(vector or 1) * int(bits) // 8
+        elif access := _COPY.search(line):
+            kind, address, size = "ld", access[1], int(access[2], 0)
+        else:
+            target, *sources = _REGISTER.findall(line) or [""]
+            own = {int(number) for number in _ARGUMENT.findall(line)}
+            origins.setdefault(target, set()).update(own, *(origins.get(r, ()) for r in sources))
+            continue
+        for number in origins.get(address, ()):
+            widest[kind, number] = max(widest.get((kind, number), 0), size)
+    return widest
+
+
+def vectors(kernel: Any, singly: Iterable[str]) -> tuple[str, list[str]]:
+    """The widest accesses of pictures in words; those that are narrower than four elements."""
+    arguments = [(name, kind) for name, kind in kernel.src.signature.items() if kind != "constexpr"]
+    words, narrow = [], []
+    for (kind, number), size in sorted(accesses(kernel.asm["ptx"]).items(), key=lambda item: item[0][::-1]):
+        name, element = arguments[number][0].removesuffix("_ptr"), _ELEMENT_SIZE.get(arguments[number][1])
+        if element:
+            words.append(f"{kind} {name} {size}")
+            narrow += [f"{kind} {name}"] * (size < 4 * element and name not in singly)
+    return ", ".join(words), narrow
+
+
+def triton_launches(module: ModuleType, target: int) -> Iterator[tuple[Any, Iterable[str]]]:
+    """Each compiled kernel of `launches()` with the tensors read singly. The launchers themselves
+    run, on CPU tensors: Triton specialises on their arguments as on a GPU, compiles, and launches
+    nothing."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import JITFunction, driver
+
+    gpu = GPUTarget("cuda", target, 32)
+    asked = dict(current_device=lambda: target, current_stream=lambda device: 0, current_target=lambda: gpu)
+    driver.set_active(SimpleNamespace(**{f"get_{name}": answer for name, answer in asked.items()}))
+    run, kernels = JITFunction.run, []
+
+    def compile_only(kernel, *args, warmup, **options):
+        kernels.append(run(kernel, *args, warmup=True, **options))
+
+    with mock.patch.object(JITFunction, "run", compile_only):
+        for arguments, singly in module.launches():
+            getattr(module, module.__name__.rpartition(".")[2])(*arguments)
+            yield from ((kernel, singly) for kernel in kernels)
+            kernels.clear()
+
+
 def compile_triton() -> bool:
-    """Every entry of every kernels/<op>.py `compiled()`."""
+    """Every launch of every kernels/<op>.py `launches()`, once for each target."""
     if os.environ.pop("TRITON_INTERPRET", "0") != "0":
         raise SystemExit("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     assemblers = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     good = True
     for path in sorted((ROOT / "kernels").glob("[a-z]*.py")):
         module = importlib.import_module(f"fastue.kernels.{path.stem}")
-        for number, (kernel, types, constants) in enumerate(module.compiled()):
-            signature = types | dict.fromkeys(constants, "constexpr")
-            signature = {name: signature[name] for name in kernel.arg_names}
-            aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t[0] == "*"}
-            source = ASTSource(
-                fn=kernel,
-                signature=signature,
-                constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-                attrs=aligned,
-            )
-            for target in TRITON_TARGETS:
-                options = {"num_warps": 4, "enable_fp_fusion": False}
-                made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+        for target in TRITON_TARGETS:
+            tool = assemblers / ("ptxas-blackwell" if target >= 100 else "ptxas")
+            for number, (kernel, singly) in enumerate(triton_launches(module, target)):
                 with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-                    file.write(made.asm["ptx"])
+                    file.write(kernel.asm["ptx"])
                     file.flush()
-                    tool = assemblers / ("ptxas-blackwell" if target >= 100 else "ptxas")
-                    found = subprocess.run(
+                    result = subprocess.run(
                         [tool, "-v", f"-arch=sm_{target}{'a' if target >= 90 else ''}", file.name, "-o", "/dev/null"],
                         check=True, capture_output=True, text=True,
                     )  # fmt: skip
-                good &= bool(made.asm["cubin"]) and verdict(
-                    f"triton {path.stem}[{number}] sm_{target}", *ptxas(found.stderr)
-                )
+                widest, narrow = vectors(kernel, singly)
+                what = f"triton {path.stem}[{number}] sm_{target} ({widest})"
+                good &= verdict(what, *ptxas(result.stderr), narrow) and bool(kernel.asm["cubin"])
     return good
 
 

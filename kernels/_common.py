@@ -1,7 +1,10 @@
 """What the kernels share: where an element lies in each layout, exact arithmetic, keyed draws, launching.
 
-A program works on BLOCK elements of one picture, counted in the memory order of the bank. `CROSSED` says that another
-tensor has the other layout. Half precision becomes float32 right after the load: the interpreter's bf16 is garbage.
+A program works on BLOCK elements of one picture. They are counted in the interleaved order where
+any tensor has it, else in the planar order, so that neighbouring threads have neighbouring elements
+of every tensor; a planar tensor beside interleaved ones is `CROSSED`. The sizes of pictures are
+constants: a data set has one, and Triton sees what it is divisible by and makes vector accesses.
+Half precision becomes float32 right after the load: the interpreter's bf16 is garbage.
 """
 
 import contextlib
@@ -10,23 +13,23 @@ import torch
 import triton
 import triton.language as tl
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 @triton.jit
 def channel_and_pixel(e, area, C: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Of element e [BLOCK] of a picture in the bank's layout."""
+    """Of element e [BLOCK] of a picture in the order that elements are counted in."""
     if INTERLEAVED:
         return e % C, e // C
     return e // area, e % area
 
 
 @triton.jit
-def place(e, channel, pixel, area, C: tl.constexpr, INTERLEAVED: tl.constexpr, CROSSED: tl.constexpr):
-    """Offset of the same element in a tensor of the bank's layout, or of the other one."""
-    if not CROSSED:
-        return e
-    if INTERLEAVED:
+def place(e, channel, pixel, area, CROSSED: tl.constexpr):
+    """Offset of the same element in a tensor; `e` where it can be: Triton then sees neighbours."""
+    if CROSSED:
         return channel * area + pixel
-    return pixel * C + channel
+    return e
 
 
 @triton.jit
@@ -139,25 +142,36 @@ def normals(w0, w1, w2, w3):
     return r0 * cosine0, r0 * sine0, r1 * cosine1, r1 * sine1
 
 
-def block_size(elements: int, device: torch.device, largest: int = 1024) -> int:
-    """1024: eight elements a thread, 16-byte accesses of half precision. The interpreter pays by the program."""
-    largest = largest if device.type == "cuda" else 8192
-    return min(largest, max(256, triton.next_power_of_2(elements)))
+def layout_flags(**tensors: torch.Tensor | None) -> dict[str, bool | int]:
+    """C, AREA, INTERLEAVED: how elements are counted, and NAME_CROSSED for each tensor."""
+    _, c, h, w = tensors["x"].shape
+    flat = c == 1 or h * w == 1  # both layouts are one
+    interleaved = {k: t is not None and not flat and not t.is_contiguous() for k, t in tensors.items()}
+    order = any(interleaved.values())
+    other = {f"{k.upper()}_CROSSED": order and t is not None and not interleaved[k] for k, t in tensors.items()}
+    return {"C": c, "AREA": h * w, "INTERLEAVED": order, **other}
 
 
-def interleaved(t: torch.Tensor) -> bool:
-    return not t.is_contiguous()
+def crossed(flags: dict[str, bool | int]) -> bool:
+    return any(v for k, v in flags.items() if k.endswith("_CROSSED"))
 
 
-def layout_flags(bank: torch.Tensor, **others: torch.Tensor | None) -> dict[str, bool | int]:
-    """INTERLEAVED of the bank, and NAME_CROSSED for each other tensor; a layout that is both is not crossed."""
-    c = bank.shape[1]
-    flat = c == 1 or bank.shape[2] * bank.shape[3] == 1
-    flags: dict[str, bool | int] = {"C": c, "INTERLEAVED": not flat and interleaved(bank)}
-    for name, t in others.items():
-        crossed = t is not None and not flat and t.numel() > 0 and interleaved(t) != flags["INTERLEAVED"]
-        flags[f"{name.upper()}_CROSSED"] = crossed
-    return flags
+def blocking(flags: dict[str, bool | int], *tensors: torch.Tensor | None, scattered: bool = False) -> dict[str, int]:
+    """BLOCK and num_warps for elementwise work on these tensors.
+
+    Eight elements a thread are 16 bytes of half precision, four are float32's 16 bytes; with more
+    of them Triton takes the stores through shared memory. Four, too, where a tensor is read element
+    by element: a warp stays close together.
+    """
+    few = scattered or crossed(flags) or any(t is not None and t.element_size() > 2 for t in tensors)
+    largest = 8192 if interpreted() else 1024
+    block = min(largest, max(256, triton.next_power_of_2(flags["C"] * flags["AREA"])))
+    return {"BLOCK": block, "num_warps": block // (128 if few else 256)}
+
+
+def interpreted() -> bool:
+    """The interpreter pays by the program, so that blocks are large there."""
+    return triton.knobs.runtime.interpret
 
 
 def normalisation(mean: list[float], std: list[float]) -> list[float]:
@@ -176,3 +190,9 @@ def check_rows(name: str, index: torch.Tensor, n: int) -> None:
 def on_device_of(t: torch.Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device."""
     return torch.cuda.device_of(t)
+
+
+def example(dtype: torch.dtype, interleaved: bool, side: int = 32) -> torch.Tensor:
+    """[2, 3, side, side] for the kernels' `launches`, which are compiled without a GPU."""
+    layout = torch.channels_last if interleaved else torch.contiguous_format
+    return torch.zeros((2, 3, side, side), dtype=dtype).contiguous(memory_format=layout)

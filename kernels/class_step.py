@@ -7,42 +7,64 @@ import triton.language as tl
 from fastue.kernels import _common
 from fastue.kernels._common import channel_and_pixel, limit, moved, place, unit_pixel
 
+PROGRAMS = 512  # enough to occupy a GPU; classes may be as few as 10
 
-@triton.jit(do_not_specialize=["area"])
+
+@triton.jit
 def class_step_kernel(
     noise_ptr,  # float32 [K, C, H, W], updated
     grad_ptr,  # float [B, C, H, W]
     x_ptr,  # uint8 [B, C, H, W]
     order_ptr,  # int64 [B], samples sorted by class, stable
     start_ptr,  # int64 [K + 1], where each class starts in `order`
-    area,  # H*W
     step,  # negative: ascend
     eps,
     C: tl.constexpr,
+    AREA: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    NOISE_CROSSED: tl.constexpr,
     GRAD_CROSSED: tl.constexpr,
     X_CROSSED: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,  # samples on their way through shared memory
+    UNROLL: tl.constexpr,  # samples on their way to registers
 ):
+    area: tl.constexpr = AREA
     k = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = e < C * area
     first, last = tl.load(start_ptr + k), tl.load(start_ptr + k + 1)
     if last > first:
         channel, pixel = channel_and_pixel(e, area, C, INTERLEAVED)
-        grad_at = place(e, channel, pixel, area, C, INTERLEAVED, GRAD_CROSSED)
-        x_at = place(e, channel, pixel, area, C, INTERLEAVED, X_CROSSED)
-        size = (C * area).to(tl.int64)
-        n = tl.load(noise_ptr + k * size + e, mask=inside, other=0.0)
+        grad_at = place(e, channel, pixel, area, GRAD_CROSSED)
+        x_at = place(e, channel, pixel, area, X_CROSSED)
+        n_ptr = noise_ptr + k * (C * area) + place(e, channel, pixel, area, NOISE_CROSSED)
+        n = tl.load(n_ptr, mask=inside, other=0.0)
         total = tl.zeros((BLOCK,), tl.float32)
-        for s in range(first, last):
-            i = tl.load(order_ptr + s)
-            g = tl.load(grad_ptr + i * size + grad_at, mask=inside, other=0).to(tl.float32)
-            p = unit_pixel(tl.load(x_ptr + i * size + x_at, mask=inside, other=0))
+        for s in tl.range(first, last, num_stages=STAGES, loop_unroll_factor=UNROLL):
+            i = tl.load(order_ptr + s) * (C * area)
+            g = tl.load(grad_ptr + i + grad_at, mask=inside, other=0).to(tl.float32)
+            p = unit_pixel(tl.load(x_ptr + i + x_at, mask=inside, other=0))
             total += limit(limit(p + n, 0.0, 1.0) - moved(g, step) - p, -eps, eps)
         count = (last - first).to(tl.float32)
         n = limit(tl.div_rn(total, tl.zeros_like(total) + count), -eps, eps)
-        tl.store(noise_ptr + k * size + e, n, mask=inside)
+        tl.store(n_ptr, n, mask=inside)
+
+
+def blocking(classes: int, flags: dict[str, bool | int]) -> dict[str, int]:
+    """BLOCK smaller where there are few, down to a warp, and several samples on their way at once:
+    a program waits for memory most of the time. Asynchronous copies have four bytes at least, so
+    that what is read singly takes registers."""
+    sizes = _common.blocking(flags, scattered=True)
+    if _common.interpreted():
+        return sizes | {"STAGES": 1, "UNROLL": 1}
+    elements, block = flags["C"] * flags["AREA"], min(512, sizes["BLOCK"])
+    while block > 128 and classes * triton.cdiv(elements, block) < PROGRAMS:
+        block //= 2
+    warps = block // 128
+    crossed = flags["GRAD_CROSSED"] or flags["X_CROSSED"]
+    ahead = {"STAGES": 1, "UNROLL": 4} if crossed or elements % 4 else {"STAGES": 16 // warps, "UNROLL": 1}
+    return {"BLOCK": block, "num_warps": warps, **ahead}
 
 
 def class_step(noise, grad, x, y, step, eps, ascend):
@@ -51,24 +73,26 @@ def class_step(noise, grad, x, y, step, eps, ascend):
     _common.check_rows("class_step: y", y, k)
     if x.numel() == 0:
         return
-    elements = x[0].numel()
-    block = _common.block_size(elements, x.device, 512)  # a program lives long: more of them, fewer registers
+    flags = _common.layout_flags(noise=noise, grad=grad, x=x)
+    sizes = blocking(k, flags)
     with _common.on_device_of(x):
         classes, order = torch.sort(y, stable=True)
         start = torch.searchsorted(classes, torch.arange(k + 1, device=y.device))
-        class_step_kernel[(k, triton.cdiv(elements, block))](
-            noise, grad, x, order, start, x.shape[2] * x.shape[3], -step if ascend else step, eps,
-            **_common.layout_flags(noise, grad=grad, x=x), BLOCK=block, num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
-
-
-def compiled():
-    """(kernel, argument types, constants) that are compiled without a GPU: each dtype, each layout at least once."""
-    for number, grad in enumerate(("*fp32", "*bf16", "*fp16")):
-        types = dict(noise_ptr="*fp32", grad_ptr=grad, x_ptr="*u8", order_ptr="*i64", start_ptr="*i64", area="i32")
-        types |= dict(step="fp32", eps="fp32")
-        yield (
-            class_step_kernel,
-            types,
-            dict(C=3, INTERLEAVED=number != 1, GRAD_CROSSED=number == 2, X_CROSSED=number == 1, BLOCK=512),
+        class_step_kernel[(k, triton.cdiv(x[0].numel(), sizes["BLOCK"]))](
+            noise, grad, x, order, start, -step if ascend else step, eps, **flags, **sizes, enable_fp_fusion=False
         )
+
+
+def launches():
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
+    y = torch.arange(2)
+    for number, dtype in enumerate(_common.FLOATS):
+        first = number % 2 == 0
+        grad, x = _common.example(dtype, first), _common.example(torch.uint8, first)
+        for classes in (10, 1000):
+            noise = torch.zeros((classes, 3, 32, 32)).contiguous(memory_format=torch.channels_last)
+            noise = noise if first else noise.contiguous()
+            yield (noise, grad, x, y, 0.1, 0.1, False), ()
+        other = _common.example(torch.uint8, not first)
+        yield (noise, grad, other, y, 0.1, 0.1, False), ("x",) if first else ("noise", "grad")

@@ -1,83 +1,99 @@
-"""l2_step in Triton: a program owns a sample and goes over it three times: gradient, step,
-projection. It recomputes the step rather than read back what it wrote. The definition is fastue/ops/l2_step."""
+"""l2_step in Triton. A program owns a small picture and keeps it in registers. A large picture is
+cut into pieces, a program each, and takes three launches: the sum of the gradient's squares, that of
+the stepped noise's squares, the step. They run over as many pictures as stay in the cache, so that
+memory is read once. Each piece stores its sum, and the sums are added up in a fixed order. The
+definition is fastue/ops/l2_step."""
 
+import torch
 import triton
 import triton.language as tl
 from fastue.kernels import _common
 from fastue.kernels._common import channel_and_pixel, limit, narrow, of_channel, place, unit_pixel
 
+WHOLE = 4096  # elements of a picture for one program
+PIECE = 2048
+CACHE = 24 << 20  # bytes of a launch's pictures: about half of an A100's second-level cache
+
+GRADIENT, STEPPED, APPLY = (tl.constexpr(stage) for stage in range(3))
+
 
 @triton.jit
-def _stepped(noise_ptr, grad_ptr, e, at, inside, factor):
-    """The noise after the step, before it is projected."""
-    n = tl.load(noise_ptr + e, mask=inside, other=0.0)
-    g = tl.load(grad_ptr + at, mask=inside, other=0).to(tl.float32)
-    return n + tl.where(factor == 0.0, 0.0, g * factor)
+def _length(squares, sums_ptr, PIECES: tl.constexpr, SLOTS: tl.constexpr):
+    """2-norm of a picture: of the sum of its squares, or of the sums of its pieces."""
+    if PIECES > 1:
+        j = tl.arange(0, SLOTS)
+        squares = tl.sum(tl.load(sums_ptr + j, mask=j < PIECES, other=0.0), 0)
+    return tl.sqrt(squares)
 
 
-@triton.jit(do_not_specialize=["rows", "area"])
+@triton.jit
+def _squares(v):
+    wide = v.to(tl.float64)
+    return tl.sum(wide * wide, 0)
+
+
+@triton.jit(do_not_specialize=["first", "rows"])
 def l2_step_kernel(
     noise_ptr,  # float32 [rows, C, H, W], updated
     grad_ptr,  # float [B, C, H, W]
     x_ptr,  # uint8 [B, C, H, W]
     index_ptr,  # int64 [B]
     out_ptr,  # float [B, C, H, W]; unused without OUT
+    gradient_ptr,  # float64 [B, PIECES], sums of squares; unused with one piece
+    stepped_ptr,  # float64 [B, PIECES], too
+    first,  # picture of this launch
     rows,
-    area,  # H*W
     step,  # negative: descend
     eps,
     mean0, mean1, mean2, inverse0, inverse1, inverse2,
     C: tl.constexpr,
+    AREA: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    NOISE_CROSSED: tl.constexpr,
     GRAD_CROSSED: tl.constexpr,
     X_CROSSED: tl.constexpr,
     OUT_CROSSED: tl.constexpr,
     OUT: tl.constexpr,
     NORMALISE: tl.constexpr,
+    STAGE: tl.constexpr,
+    PIECES: tl.constexpr,
+    SLOTS: tl.constexpr,  # the next power of 2
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64)
+    area: tl.constexpr = AREA
+    i = (first + tl.program_id(0)).to(tl.int64)
+    piece = tl.program_id(1)
+    e = piece * BLOCK + tl.arange(0, BLOCK)
+    channel, pixel = channel_and_pixel(e, area, C, INTERLEAVED)
     row = tl.load(index_ptr + i)
-    if (row >= 0) & (row < rows):
-        size = C * area
-        noise_ptr += row * size
-        grad_ptr += i * size
-        x_ptr += i * size
-        out_ptr += i * size
-        squares = tl.zeros((BLOCK,), tl.float64)
-        for start in range(0, size, BLOCK):
-            e = start + tl.arange(0, BLOCK)
-            g = tl.load(grad_ptr + e, mask=e < size, other=0).to(tl.float32).to(tl.float64)
-            squares += g * g
-        length = tl.sqrt(tl.sum(squares, 0))
+    known = (e < C * area) & (row >= 0) & (row < rows)
+    here = i * (C * area)
+    gradient_ptr += i * PIECES
+    stepped_ptr += i * PIECES
+    g = tl.load(grad_ptr + here + place(e, channel, pixel, area, GRAD_CROSSED), mask=known, other=0).to(tl.float32)
+    if STAGE == GRADIENT:
+        tl.store(gradient_ptr + piece, _squares(g))
+    else:
+        length = _length(_squares(g), gradient_ptr, PIECES, SLOTS)
         usable = (length > 0) & (length < float("inf"))  # no direction, no move
         factor = tl.where(usable, step / tl.where(usable, length, 1.0), 0.0).to(tl.float32)
-        squares = tl.zeros((BLOCK,), tl.float64)
-        for start in range(0, size, BLOCK):
-            e = start + tl.arange(0, BLOCK)
-            channel, pixel = channel_and_pixel(e, area, C, INTERLEAVED)
-            at = place(e, channel, pixel, area, C, INTERLEAVED, GRAD_CROSSED)
-            n = _stepped(noise_ptr, grad_ptr, e, at, e < size, factor).to(tl.float64)
-            squares += n * n
-        length = tl.sqrt(tl.sum(squares, 0))
-        shrink = tl.where(length > eps, eps / length, 1.0).to(tl.float32)
-        for start in range(0, size, BLOCK):
-            e = start + tl.arange(0, BLOCK)
-            channel, pixel = channel_and_pixel(e, area, C, INTERLEAVED)
-            at = place(e, channel, pixel, area, C, INTERLEAVED, GRAD_CROSSED)
-            n = _stepped(noise_ptr, grad_ptr, e, at, e < size, factor) * shrink
-            at = place(e, channel, pixel, area, C, INTERLEAVED, X_CROSSED)
-            p = unit_pixel(tl.load(x_ptr + at, mask=e < size, other=0))
+        n_ptr = noise_ptr + row * (C * area) + place(e, channel, pixel, area, NOISE_CROSSED)
+        n = tl.load(n_ptr, mask=known, other=0.0) + tl.where(factor == 0.0, 0.0, g * factor)
+        if STAGE == STEPPED:
+            tl.store(stepped_ptr + piece, _squares(n))
+        else:
+            length = _length(_squares(n), stepped_ptr, PIECES, SLOTS)
+            n = n * tl.where(length > eps, eps / length, 1.0).to(tl.float32)
+            p = unit_pixel(tl.load(x_ptr + here + place(e, channel, pixel, area, X_CROSSED), mask=known, other=0))
             n = limit(n, -p, 1.0 - p)
-            tl.store(noise_ptr + e, n, mask=e < size)
+            tl.store(n_ptr, n, mask=known)
             if OUT:
                 v = limit(p + n, 0.0, 1.0)
                 if NORMALISE:
-                    v = (v - of_channel(channel, mean0, mean1, mean2)) * of_channel(
-                        channel, inverse0, inverse1, inverse2
-                    )
-                at = place(e, channel, pixel, area, C, INTERLEAVED, OUT_CROSSED)
-                tl.store(out_ptr + at, narrow(v, out_ptr.dtype.element_ty), mask=e < size)
+                    v = v - of_channel(channel, mean0, mean1, mean2)
+                    v = v * of_channel(channel, inverse0, inverse1, inverse2)
+                at = here + place(e, channel, pixel, area, OUT_CROSSED)
+                tl.store(out_ptr + at, narrow(v, out_ptr.dtype.element_ty), mask=known)
 
 
 def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
@@ -85,23 +101,39 @@ def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
     _common.check_rows("l2_step: index", index, noise.shape[0])
     if x.numel() == 0:
         return
+    pictures, size = x.shape[0], x[0].numel()
+    block = max(256, triton.next_power_of_2(size)) if size <= WHOLE else PIECE
+    pieces = triton.cdiv(size, block)
+    group, stages, sums = pictures, (APPLY,), (index, index)
+    if pieces > 1:
+        touched = sum(t[0].nbytes for t in (noise, grad, x, out) if t is not None)
+        group = max(1, (2**18 if _common.interpreted() else CACHE) // touched)  # tests have small pictures
+        stages = GRADIENT, STEPPED, APPLY
+        sums = torch.empty((2, pictures, pieces), dtype=torch.float64, device=x.device)
+    flags = _common.layout_flags(noise=noise, grad=grad, x=x, out=out)
+    warps = block // (128 if _common.crossed(flags) else 256)
     with _common.on_device_of(x):
-        l2_step_kernel[(x.shape[0],)](
-            noise, grad, x, index, grad if out is None else out, noise.shape[0], x.shape[2] * x.shape[3],
-            step if ascend else -step, eps, *_common.normalisation(mean, std),
-            **_common.layout_flags(noise, grad=grad, x=x, out=out), OUT=out is not None, NORMALISE=bool(mean),
-            BLOCK=_common.block_size(x[0].numel(), x.device), num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+        for first in range(0, pictures, group):
+            for stage in stages:
+                l2_step_kernel[(min(group, pictures - first), pieces)](
+                    noise, grad, x, index, grad if out is None else out, *sums, first, noise.shape[0],
+                    step if ascend else -step, eps, *_common.normalisation(mean, std), **flags,
+                    OUT=out is not None, NORMALISE=bool(mean), STAGE=stage, PIECES=pieces,
+                    SLOTS=triton.next_power_of_2(pieces), BLOCK=block, num_warps=warps,
+                    enable_fp_fusion=False,
+                )  # fmt: skip
 
 
-def compiled():
-    """(kernel, argument types, constants) that are compiled without a GPU: each dtype, each branch at least once."""
-    for number, grad in enumerate(("*fp32", "*bf16", "*fp16")):
-        types = dict(noise_ptr="*fp32", grad_ptr=grad, x_ptr="*u8", index_ptr="*i64", out_ptr=grad)
-        types |= dict.fromkeys(("rows", "area"), "i32")
-        types |= dict.fromkeys(("step", "eps", "mean0", "mean1", "mean2"), "fp32")
-        types |= dict.fromkeys(("inverse0", "inverse1", "inverse2"), "fp32")
-        yield l2_step_kernel, types, dict(
-            C=3, INTERLEAVED=number != 1, GRAD_CROSSED=number == 1, X_CROSSED=number == 2, OUT_CROSSED=number == 2,
-            OUT=number != 0, NORMALISE=number != 0, BLOCK=1024,
-        )  # fmt: skip
+def launches():
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
+    index, three = torch.arange(2), [0.5] * 3
+    for number, dtype in enumerate(_common.FLOATS):
+        for side in (32, 64):  # whole pictures, and pieces
+            first = number % 2 == 0
+            noise, grad, x, out = (_common.example(t, first, side) for t in (torch.float32, dtype, torch.uint8, dtype))
+            yield (noise, grad, x, index, 0.1, 0.1, False, None, [], []), ()
+            yield (noise, grad, x, index, 0.1, 0.1, False, out, three, three), ()
+            other = _common.example(dtype, not first, side)
+            singly = ("grad",) if first else ("noise", "x", "out")
+            yield (noise, other, x, index, 0.1, 0.1, False, out, three, three), singly

@@ -1,6 +1,7 @@
 """weight_noise in Triton: a program has BLOCK counters of one draw, each of which makes four elements. The definition
 is fastue/ops/weight_noise."""
 
+import torch
 import triton
 import triton.language as tl
 from fastue.kernels import _common
@@ -13,13 +14,13 @@ def _add(base_ptr, out_ptr, start, at, sigma, z, inside):
     tl.store(out_ptr + start + at, narrow(v, out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["size", "programs", "seed_low", "seed_high", "purpose"])
+@triton.jit(do_not_specialize=["blocks", "programs", "seed_low", "seed_high", "purpose"])
 def weight_noise_kernel(
     base_ptr,  # float32 [D]
     table_ptr,  # int64 [D/64], parameter << 32 | block within it
     draws_ptr,  # int64 [K]
     out_ptr,  # float32 or bfloat16 [K, D]
-    size,  # D
+    blocks,  # D/64
     programs,  # for one draw
     sigma,
     seed_low, seed_high, purpose,
@@ -27,17 +28,17 @@ def weight_noise_kernel(
 ):  # fmt: skip
     k = (tl.program_id(0) // programs).to(tl.int64)
     counter = (tl.program_id(0) % programs).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = counter < size // 4
-    lane = counter & 15
-    entry = tl.load(table_ptr + (counter >> 4), mask=inside, other=0)
+    inside = counter < blocks.to(tl.int64) * 16
+    block, lane = counter // 16, counter % 16  # spelt so that Triton sees neighbours
+    entry = tl.load(table_ptr + block, mask=inside, other=0)
     draw = tl.load(draws_ptr + k)
     w0, w1, w2, w3 = philox(
         (entry * 16 + lane).to(tl.uint32), (entry >> 32).to(tl.uint32), draw.to(tl.uint32), purpose.to(tl.uint32),
         seed_low.to(tl.uint32), seed_high.to(tl.uint32),
     )  # fmt: skip
     z0, z1, z2, z3 = normals(w0, w1, w2, w3)
-    at = (counter >> 4) * 64 + lane  # 16 neighbouring counters have 16 neighbouring elements, four times
-    start = k * size
+    at = block * 64 + lane  # 16 neighbouring counters have 16 neighbouring elements, four times
+    start = k * blocks * 64
     _add(base_ptr, out_ptr, start, at, sigma, z0, inside)
     _add(base_ptr, out_ptr, start, at + 16, sigma, z1, inside)
     _add(base_ptr, out_ptr, start, at + 32, sigma, z2, inside)
@@ -49,21 +50,22 @@ def weight_noise(base, table, draws, out, sigma, seed, purpose):
     if not base.is_cuda:  # there they wrap around
         _common.check_rows("weight_noise: draws", draws, 2**32)
         _common.check_rows("weight_noise: block of table", table & 0xFFFFFFFF, 2**28)
-    size, k = base.numel(), len(draws)
-    if size == 0 or k == 0:
+    k, counters = len(draws), len(table) * 16
+    if k * counters == 0:
         return
-    block = _common.block_size(size // 4, base.device, 256)  # each counter is much work: more programs, fewer registers
-    programs = triton.cdiv(size // 4, block)
+    largest = 8192 if _common.interpreted() else 256  # each counter is much work: more programs, fewer registers
+    block = min(largest, max(256, triton.next_power_of_2(counters)))
+    programs = triton.cdiv(counters, block)
     with _common.on_device_of(base):
         weight_noise_kernel[(k * programs,)](
-            base, table, draws, out, size, programs, sigma, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, purpose,
-            BLOCK=block, num_warps=4, enable_fp_fusion=False,
+            base, table, draws, out, len(table), programs, sigma, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, purpose,
+            BLOCK=block, num_warps=2, enable_fp_fusion=False,
         )  # fmt: skip
 
 
-def compiled():
-    """(kernel, argument types, constants) that are compiled without a GPU: each dtype of the result."""
-    for out in ("*fp32", "*bf16"):
-        types = dict(base_ptr="*fp32", table_ptr="*i64", draws_ptr="*i64", out_ptr=out, sigma="fp32", programs="i32")
-        types |= dict.fromkeys(("size", "seed_low", "seed_high", "purpose"), "i64")
-        yield weight_noise_kernel, types, dict(BLOCK=256)
+def launches():
+    """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
+    with them, the tensors that are read singly."""
+    base, table = torch.zeros(4096), torch.zeros(64, dtype=torch.int64)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield (base, table, torch.arange(2), torch.zeros((2, 4096), dtype=dtype), 0.1, 7, 1), ()

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastue.ops  # registers the ops
+from bench.compile import vectors
 from fastue.core import env, opspec
 
 ROOT = Path(__file__).parents[2]
@@ -148,10 +150,31 @@ def test_cuda_kernels_compile_and_link():
 
 
 def test_triton_kernels_compile_to_cubin():
-    """In a process of its own: an interpreted kernel cannot be compiled. Registers and spills are asserted there."""
+    """In a process of its own: an interpreted kernel cannot be compiled. It asserts registers,
+    spills and vectors."""
     pytest.importorskip("triton", reason="triton is not installed")
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.compile", "--triton"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean)
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.count("ok ") >= 3 * len(list((ROOT / "kernels").glob("[a-z]*.py")))
+    for access in ("ld noise 16", "st noise 16", "ld grad 16", "st out 16", "ld x 8", "ld logits 16", "ld base 16"):
+        assert access in found.stdout, access
+
+
+@pytest.mark.parametrize(("load", "width", "narrow"), [("v4.b32", 16, []), ("b32", 4, ["ld grad"])])
+def test_a_tensor_read_element_by_element_is_seen(load, width, narrow):
+    """Through a pointer that a loop moves on, past a number loaded through another argument."""
+    ptx = f"""
+    ld.param.b64 %rd1, [k_param_0];
+    ld.param.b64 %rd2, [k_param_1];
+    ld.global.b64 {{ %rd3 }}, [ %rd1 + 0 ];
+    add.s64 %rd4, %rd2, %rd3;
+    $L1:
+    ld.global.{load} {{ %r1 }}, [ %rd5 + 0 ];
+    mov.b64 %rd5, %rd4;
+    """
+    source = SimpleNamespace(signature={"index_ptr": "*i64", "BLOCK": "constexpr", "grad_ptr": "*fp32"})
+    kernel = SimpleNamespace(asm={"ptx": ptx}, src=source)
+    assert vectors(kernel, ()) == (f"ld grad {width}", narrow)
+    assert vectors(kernel, ["grad"]) == (f"ld grad {width}", [])
