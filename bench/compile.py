@@ -25,7 +25,9 @@ from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 TRITON_TARGETS = (80, 90, 100)
-REGISTERS = 80  # a thread: leaves 768 threads on each SM of these targets, enough to hide memory latency
+REGISTERS = (
+    80  # a thread: leaves 768 threads on each SM of these targets, enough to hide memory latency
+)
 _USAGE = re.compile(r"Used (\d+) registers")
 _ACCESS = re.compile(r"\b(ld|st)\.global[.\w:]*?(?:\.v(\d))?\.[bfsu](\d+)\s.*?\[\s*(%\w+)")
 _COPY = re.compile(r"\bcp\.async\S+\s.*?,\s*\[\s*(%\w+).*?\],\s*(\w+)")
@@ -46,7 +48,9 @@ def ptxas(text: str) -> tuple[int, int]:
 def verdict(what: str, registers: int, spilled: int, narrow: Sequence[str] = ()) -> bool:
     good = 0 < registers <= REGISTERS and spilled == 0 and not narrow
     more = f", no vectors: {', '.join(narrow)}" if narrow else ""
-    print(f"{'ok  ' if good else 'FAIL'} {what}: {registers} registers, {spilled} bytes spilled{more}")
+    print(
+        f"{'ok  ' if good else 'FAIL'} {what}: {registers} registers, {spilled} bytes spilled{more}"
+    )
     return good
 
 
@@ -74,8 +78,13 @@ def vectors(kernel: Any, singly: Iterable[str]) -> tuple[str, list[str]]:
     """The widest accesses of pictures in words; those that are narrower than four elements."""
     arguments = [(name, kind) for name, kind in kernel.src.signature.items() if kind != "constexpr"]
     words, narrow = [], []
-    for (kind, number), size in sorted(accesses(kernel.asm["ptx"]).items(), key=lambda item: item[0][::-1]):
-        name, element = arguments[number][0].removesuffix("_ptr"), _ELEMENT_SIZE.get(arguments[number][1])
+    for (kind, number), size in sorted(
+        accesses(kernel.asm["ptx"]).items(), key=lambda item: item[0][::-1]
+    ):
+        name, element = (
+            arguments[number][0].removesuffix("_ptr"),
+            _ELEMENT_SIZE.get(arguments[number][1]),
+        )
         if element:
             words.append(f"{kind} {name} {size}")
             narrow += [f"{kind} {name}"] * (size < 4 * element and name not in singly)
@@ -90,7 +99,9 @@ def triton_launches(module: ModuleType, target: int) -> Iterator[tuple[Any, Iter
     from triton.runtime import JITFunction, driver
 
     gpu = GPUTarget("cuda", target, 32)
-    asked = dict(current_device=lambda: target, current_stream=lambda device: 0, current_target=lambda: gpu)
+    asked = dict(
+        current_device=lambda: target, current_stream=lambda device: 0, current_target=lambda: gpu
+    )
     driver.set_active(SimpleNamespace(**{f"get_{name}": answer for name, answer in asked.items()}))
     run, kernels = JITFunction.run, []
 
@@ -130,6 +141,27 @@ def compile_triton() -> bool:
     return good
 
 
+def crumbs(ptx: str) -> list[str]:
+    """Accesses of single elements in the instances that promise four pixels at a time (VECTOR).
+
+    Read singly are indices and sums (64 bits) and a mask's pixels (bytes).
+    """
+    narrow = []
+    for name, body in re.findall(r"\.entry (\w+)\((.*?)^}", ptx, re.DOTALL | re.MULTILINE):
+        accesses = (
+            re.findall(r"\b(ld|st)\.global([.\w]*?)\.([bfsu]\d+)\s", body) if "Lb1E" in name else []
+        )
+        for kind, how, element in accesses:
+            short = (
+                ("f32", "b16", "u16", "f16")
+                if kind == "ld"
+                else ("f32", "b16", "u16", "u8", "s8", "b8")
+            )
+            if ".v" not in how and element in short:
+                narrow.append(f"{kind} {element} in {name}")
+    return narrow
+
+
 def compile_cuda() -> bool:
     """Every csrc/<op>/<op>_kernel.cu and <op>_cuda.cpp, linked into one library with no symbol left open."""
     nvcc = shutil.which("nvcc")
@@ -147,10 +179,12 @@ def compile_cuda() -> bool:
         paths = [ROOT / source for source in build.sources("*/*_kernel.cu", "*/*_cuda.cpp")]
         objects = [Path(folder) / f"{path.stem}.o" for path in paths]
         flags = [f"-I{home / 'include'}", *build.nvcc_flags(), "-Xptxas", "-v"]
-        flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+        flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--keep", "--keep-dir", folder]
 
         def compiled(path: Path, made: Path) -> subprocess.CompletedProcess:
-            return subprocess.run([nvcc, "-c", path, "-o", made, *flags], capture_output=True, text=True)
+            return subprocess.run(
+                [nvcc, "-c", path, "-o", made, *flags], capture_output=True, text=True
+            )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             results = list(pool.map(compiled, paths, objects))
@@ -160,12 +194,29 @@ def compile_cuda() -> bool:
                 return False
             if path.suffix == ".cu":
                 targets = " ".join(f"sm_{a}" for a in build.CUDA_ARCHS)
-                good &= verdict(f"cuda {path.stem} {targets}", *ptxas(found.stderr))
+                narrow = [
+                    n
+                    for ptx in Path(folder).glob(f"{path.stem}*.ptx")
+                    for n in crumbs(ptx.read_text())
+                ]
+                good &= verdict(
+                    f"cuda {path.stem} {targets}", *ptxas(found.stderr), sorted(set(narrow))
+                )
             else:
                 print(f"ok   cuda {path.stem}")
         library = Path(folder) / "_cuda.so"
         # libtorch.so reaches libtorch_cuda.so where torch has CUDA; here its few symbols stay open on purpose.
-        link = [nvcc, "-shared", "-o", library, *objects, f"-L{home / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch"]
+        link = [
+            nvcc,
+            "-shared",
+            "-o",
+            library,
+            *objects,
+            f"-L{home / 'lib'}",
+            "-Xlinker",
+            "--no-as-needed",
+            "-ltorch",
+        ]
         found = subprocess.run([*link, "-ltorch_cpu", "-lc10"], capture_output=True, text=True)
         if found.returncode:
             print(f"FAIL cuda link\n{found.stderr}")
@@ -175,7 +226,9 @@ def compile_cuda() -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.compile", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.compile", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--triton", action="store_true", help="only the Triton kernels")
     parser.add_argument("--cuda", action="store_true", help="only the CUDA C++ kernels")
     given = parser.parse_args()

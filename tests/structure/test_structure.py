@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastue.ops  # registers the ops
-from bench.compile import vectors
+from bench.compile import crumbs, vectors
 from fastue.core import env, opspec
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,9 @@ def test_dependencies_point_one_way(path):
     for name in imported(path):
         other = layer_of(name)
         if rank is not None and other is not None:
-            assert other < rank or name.split(".")[1] == own[1] or (other == rank == 1), f"{path.name} imports {name}"
+            assert other < rank or name.split(".")[1] == own[1] or (other == rank == 1), (
+                f"{path.name} imports {name}"
+            )
         assert not name.startswith(("tests", "bench")), f"{path.name} imports {name}"
 
 
@@ -68,12 +70,18 @@ def test_foreign_things_have_one_door():
         for name, allowed in doors.items():
             assert name not in roots(path) or where in allowed, f"{where} imports {name}"
         text = path.read_text()
-        assert where == "fastue/core/native.py" or "fastue._C" not in text, f"{where} touches the extension"
-        assert where == "fastue/core/env.py" or not re.search(r"os\.(environ|getenv)|from os import", text), where
+        assert where == "fastue/core/native.py" or "fastue._C" not in text, (
+            f"{where} touches the extension"
+        )
+        assert where == "fastue/core/env.py" or not re.search(
+            r"os\.(environ|getenv)|from os import", text
+        ), where
     for path in modules("kernels"):
         extra = roots(path) - {"torch", "triton", "contextlib", "fastue"}
         assert not extra, f"{path} imports {extra}"
-        assert all(n.startswith("fastue.kernels") for n in imported(path) if n.startswith("fastue")), path
+        assert all(
+            n.startswith("fastue.kernels") for n in imported(path) if n.startswith("fastue")
+        ), path
 
 
 def test_import_is_free():
@@ -82,12 +90,16 @@ def test_import_is_free():
         "heavy = ('triton', 'ffcv', 'matplotlib', 'scipy', 'torchvision', 'timm', 'fastue._C', 'fastue.kernels');"
         "print([m for m in heavy if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert found.stdout.strip() == "[]", found.stdout
 
 
 def test_kernels_is_no_top_level_package():
-    found = subprocess.run([sys.executable, "-c", "import kernels"], capture_output=True, text=True, cwd=ROOT)
+    found = subprocess.run(
+        [sys.executable, "-c", "import kernels"], capture_output=True, text=True, cwd=ROOT
+    )
     assert found.returncode and "fastue.kernels" in found.stderr
 
 
@@ -106,7 +118,9 @@ def test_one_word_for_an_op_everywhere():
         files = {p.name for p in (ROOT / "csrc" / name).glob("*")}
         assert ("triton" in backends) == (name in triton_files), name
         assert ("cpp" in backends) == (f"{name}_cpu.cpp" in files), name
-        assert ("cuda" in backends) == ({f"{name}_kernel.cu", f"{name}_cuda.cpp", f"{name}.h"} <= files), name
+        assert ("cuda" in backends) == (
+            {f"{name}_kernel.cu", f"{name}_cuda.cpp", f"{name}.h"} <= files
+        ), name
 
 
 def test_native_schemas_are_the_ops_schemas():
@@ -114,11 +128,15 @@ def test_native_schemas_are_the_ops_schemas():
     native = {s.split("(")[0]: s for s in re.findall(r'm\.def\(\s*"([^"]+)"', text)}
     for name, op in opspec.registry().items():
         if any(b.name in ("cpp", "cuda") for b in op.backends):
-            assert str(torch._C.parse_schema(native[name])) == str(torch._C.parse_schema(name + op.schema)), name
+            assert str(torch._C.parse_schema(native[name])) == str(
+                torch._C.parse_schema(name + op.schema)
+            ), name
 
 
 def test_environment_table_is_complete():
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs" / "ENVIRONMENT.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs" / "ENVIRONMENT.md").read_text(), re.MULTILINE
+    )
     assert {name: default.strip("`") for name, default in rows} == {
         name: default or "empty" for name, (default, _) in env.VARIABLES.items()
     }
@@ -127,7 +145,9 @@ def test_environment_table_is_complete():
 @pytest.mark.parametrize("folder", ["fastue", "kernels", "bench"])
 def test_no_device_literal(folder):
     """A device comes from a tensor or an argument; a default may ask whether there is a GPU, in the same line."""
-    literal = re.compile(r"""device\s*=\s*["']cuda|\.cuda\(\)|\.to\(["']cuda|torch\.device\(["']cuda""")
+    literal = re.compile(
+        r"""device\s*=\s*["']cuda|\.cuda\(\)|\.to\(["']cuda|torch\.device\(["']cuda"""
+    )
     for path in modules(folder):
         lines = [line for line in path.read_text().splitlines() if literal.search(line)]
         assert all("is_available()" in line for line in lines), f"{path} names a device: {lines}"
@@ -143,7 +163,9 @@ def test_no_tolerance_outside_the_rooms():
 @pytest.mark.timeout(1500)
 def test_cuda_kernels_compile_and_link():
     """For all targets, against the installed torch; registers and spills are asserted there."""
-    found = subprocess.run([sys.executable, "-m", "bench.compile", "--cuda"], capture_output=True, text=True, cwd=ROOT)
+    found = subprocess.run(
+        [sys.executable, "-m", "bench.compile", "--cuda"], capture_output=True, text=True, cwd=ROOT
+    )
     assert found.returncode == 0, found.stdout + found.stderr
     kernels = len(list((ROOT / "csrc").glob("*/*_kernel.cu")))
     assert found.stdout.count("ok ") == 2 * kernels + 1 and "cuda link" in found.stdout
@@ -158,7 +180,15 @@ def test_triton_kernels_compile_to_cubin():
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean)
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.count("ok ") >= 3 * len(list((ROOT / "kernels").glob("[a-z]*.py")))
-    for access in ("ld noise 16", "st noise 16", "ld grad 16", "st out 16", "ld x 8", "ld logits 16", "ld base 16"):
+    for access in (
+        "ld noise 16",
+        "st noise 16",
+        "ld grad 16",
+        "st out 16",
+        "ld x 8",
+        "ld logits 16",
+        "ld base 16",
+    ):
         assert access in found.stdout, access
 
 
@@ -174,7 +204,19 @@ def test_a_tensor_read_element_by_element_is_seen(load, width, narrow):
     ld.global.{load} {{ %r1 }}, [ %rd5 + 0 ];
     mov.b64 %rd5, %rd4;
     """
-    source = SimpleNamespace(signature={"index_ptr": "*i64", "BLOCK": "constexpr", "grad_ptr": "*fp32"})
+    source = SimpleNamespace(
+        signature={"index_ptr": "*i64", "BLOCK": "constexpr", "grad_ptr": "*fp32"}
+    )
     kernel = SimpleNamespace(asm={"ptx": ptx}, src=source)
     assert vectors(kernel, ()) == (f"ld grad {width}", narrow)
     assert vectors(kernel, ["grad"]) == (f"ld grad {width}", [])
+
+
+def test_a_single_element_in_a_vector_instance_is_seen():
+    """nvcc splits some assignments of a whole vector: only the PTX tells."""
+    entry = ".visible .entry kernel_ILb{}EE(.param x)\n{{\n {} \n}}\n"
+    store = "st.global.f32 [%rd1], %f1;"
+    assert crumbs(entry.format(1, store)) == ["st f32 in kernel_ILb1EE"]
+    assert crumbs(entry.format(0, store)) == []
+    assert crumbs(entry.format(1, "st.global.wb.v4.u32 [%rd1], {%r1,%r2,%r3,%r4};")) == []
+    assert crumbs(entry.format(1, "ld.global.u8 %rs1, [%rd1]; ld.global.u64 %rd2, [%rd3];")) == []
