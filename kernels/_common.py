@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PURPOSE_CROP_FLIP = tl.constexpr(1)  # of a keyed draw; the table is in fastue/ops/_keyed.py
 
 
 @triton.jit

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from fastue.kernels import _common
 from fastue.kernels._common import (
+    PURPOSE_CROP_FLIP,
     channel_and_pixel,
     limit,
     narrow,
@@ -49,9 +50,9 @@ def apply_noise_kernel(
     source, from_pixel, visible = e, pixel, inside
     if CROP:
         word = tl.load(ids_ptr + i)
-        one = tl.full((), 1, tl.uint32)
+        purpose = tl.full((), PURPOSE_CROP_FLIP, tl.uint32)
         down, right, mirror, _ = philox(
-            word.to(tl.uint32), (word >> 32).to(tl.uint32), epoch.to(tl.uint32), one,
+            word.to(tl.uint32), (word >> 32).to(tl.uint32), epoch.to(tl.uint32), purpose,
             seed_low.to(tl.uint32), seed_high.to(tl.uint32),
         )  # fmt: skip
         choices = (2 * pad + 1).to(tl.uint64)

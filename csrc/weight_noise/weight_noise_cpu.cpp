@@ -1,10 +1,7 @@
 // weight_noise on the CPU: one pass, tile by tile; a tile is 24 blocks of parameters. A value depends on its place and
 // its draw alone, so neither on threads nor on tiles. The definition is fastue/ops/weight_noise/reference.py.
+#include "../common/philox_v4.h"
 #include "checks.h"
-
-#if defined(FASTUE_X86_CLONES)
-#include <immintrin.h>
-#endif
 
 namespace fastue {
 namespace {
@@ -36,15 +33,12 @@ FASTUE_CLONES void make_words(const Job& job, const int64_t* table, int64_t bloc
 }
 
 #if defined(FASTUE_X86_CLONES)
-// The same by hand, for GCC 12 makes a product of 64 by 64 bits out of one of 32 by 32. Here a word is the low half of
-// 64 bits, even lanes and odd ones apart, and what is in the high half does not matter. Three blocks at a time: enough
-// to do while a product is on its way, and all of it in registers.
+// The same with AVX-512, three blocks at a time: even lanes and odd ones apart, all of it in registers.
 constexpr int kTogether = 3;
 static_assert(kTile % (kTogether * kBlock) == 0);  // the words of a tile have room for whole threes
 
 FASTUE_V4 void make_words_v4(const Job& job, const int64_t* table, int64_t blocks, uint32_t draw, uint32_t* words) {
   constexpr int kHalves = 2 * kTogether;
-  const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
   const __m512i even = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0), one = _mm512_set1_epi64(1);
   for (int64_t b = 0; b < blocks; b += kTogether, words += kTogether * kBlock) {
     __m512i c[4][kHalves];
@@ -53,25 +47,10 @@ FASTUE_V4 void make_words_v4(const Job& job, const int64_t* table, int64_t block
       for (int i = 0; i < 4; ++i) c[i][h] = _mm512_set1_epi64(w.v[i]);
       c[0][h] = _mm512_add_epi64(c[0][h], h % 2 ? _mm512_add_epi64(even, one) : even);
     }
-    uint32_t k0 = static_cast<uint32_t>(job.seed), k1 = static_cast<uint32_t>(job.seed >> 32);
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-      const __m512i key0 = _mm512_set1_epi64(k0), key1 = _mm512_set1_epi64(k1);
-#pragma GCC unroll 6
-      for (int h = 0; h < kHalves; ++h) {
-        const __m512i p = _mm512_mul_epu32(c[0][h], m0), q = _mm512_mul_epu32(c[2][h], m1);
-        c[0][h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(q, 32), c[1][h], key0, 0x96);  // xor
-        c[2][h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p, 32), c[3][h], key1, 0x96);
-        c[1][h] = q;
-        c[3][h] = p;
-      }
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
+    philox_v4(c, job.seed);
     for (int h = 0; h < kHalves; h += 2)
-      for (int i = 0; i < 4; ++i)  // the odd lanes' words into the high halves
-        _mm512_storeu_si512(words + h / 2 * kBlock + kLanes * i,
-                            _mm512_mask_shuffle_epi32(c[i][h], 0xAAAA, c[i][h + 1], _MM_PERM_CCAA));
+      for (int i = 0; i < 4; ++i)
+        _mm512_storeu_si512(words + h / 2 * kBlock + kLanes * i, joined_v4(c[i][h], c[i][h + 1]));
   }
 }
 #endif

@@ -70,7 +70,7 @@ def triton(dtypes: frozenset[torch.dtype]) -> Backend:
 
 @dataclass(frozen=True, eq=False)
 class OpSpec:
-    """Everything the registry, the generic test and the benchmark know about an op.
+    """Everything the registry, the generic test and the benchmark know about an op. With a default: optional.
 
     schema     torch schema after the name; arguments that are written carry an alias mark such as `Tensor(a!)`
     reference  the definition: plain PyTorch, same signature, also in float64
@@ -96,11 +96,11 @@ class OpSpec:
     atol: float
     backends: Sequence[Backend]
     dtypes: Sequence[torch.dtype] = (torch.float32,)
-    bad: Callable[[torch.Generator], Mapping[str, dict[str, Any]]] | None = None
+    bad: Callable[[torch.Generator], Mapping[str, dict[str, Any]]] = lambda generator: {}
     fake: Callable | None = None
     bitwise: bool = False
     band: Callable | None = None
-    bench: Callable[[], Mapping[str, Callable[[], dict[str, Any]]]] | None = None
+    bench: Callable[[], Mapping[str, Callable[[], dict[str, Any]]]] = dict
     traffic: Callable[..., int] | None = None
     backward: Callable | None = None
     setup_context: Callable | None = None

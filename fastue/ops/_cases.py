@@ -9,7 +9,9 @@ MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 PLANAR, INTERLEAVED = torch.contiguous_format, torch.channels_last
 
 
-def pictures(g: torch.Generator, b: int, c: int, h: int, w: int, layout=INTERLEAVED) -> torch.Tensor:
+def pictures(
+    g: torch.Generator, b: int, c: int, h: int, w: int, layout=INTERLEAVED
+) -> torch.Tensor:
     """uint8 [b, c, h, w], a third of the pixels black or white, where the pixel range binds."""
     x = torch.randint(-85, 340, (b, c, h, w), generator=g).clamp(0, 255).to(torch.uint8)
     return x.contiguous(memory_format=layout)
@@ -23,12 +25,20 @@ def bank(g: torch.Generator, m: int, c: int, h: int, w: int, layout=INTERLEAVED)
 
 def compact(g: torch.Generator, m: int, c: int, h: int, w: int, layout=INTERLEAVED) -> torch.Tensor:
     """int8 [m, c, h, w] in [-127, 127], to be read with scale EPS/127."""
-    return torch.randint(-127, 128, (m, c, h, w), generator=g).to(torch.int8).contiguous(memory_format=layout)
+    return (
+        torch.randint(-127, 128, (m, c, h, w), generator=g)
+        .to(torch.int8)
+        .contiguous(memory_format=layout)
+    )
 
 
-def gradient(g: torch.Generator, b: int, c: int, h: int, w: int, dtype, layout=INTERLEAVED) -> torch.Tensor:
+def gradient(
+    g: torch.Generator, b: int, c: int, h: int, w: int, dtype, layout=INTERLEAVED
+) -> torch.Tensor:
     """[b, c, h, w] of both signs over many magnitudes, a tenth exactly zero."""
-    v = torch.randn((b, c, h, w), generator=g) * 10 ** torch.randint(-4, 3, (b, c, h, w), generator=g)
+    v = torch.randn((b, c, h, w), generator=g) * 10 ** torch.randint(
+        -4, 3, (b, c, h, w), generator=g
+    )
     v = torch.where(torch.rand((b, c, h, w), generator=g) < 0.1, 0.0, v)
     return v.to(dtype).contiguous(memory_format=layout)
 

@@ -8,7 +8,8 @@ import math
 
 import torch
 
-# Purposes: they keep the draws of different uses apart. Part of what a recorded seed means: never renumber.
+# Purposes keep the draws of different uses apart. They are part of what a recorded seed means: never renumber, and take
+# the next number for a new one. Where C++ (csrc/common/philox.h) or Triton (kernels/_common.py) name one, a test compares.
 CROP_FLIP = 1
 WEIGHTS_CERTIFY = 2
 WEIGHTS_TRAIN = 3
@@ -27,7 +28,11 @@ def _mul(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def philox(counter: tuple[torch.Tensor | int, ...], seed: int) -> list[torch.Tensor]:
     """Philox-4x32-10 (Salmon et al. 2011). counter: four int64 tensors or ints of 32-bit words; four words out."""
     device = next(c.device for c in counter if isinstance(c, torch.Tensor))
-    c = list(torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.int64, device=device) for v in counter)))
+    c = list(
+        torch.broadcast_tensors(
+            *(torch.as_tensor(v, dtype=torch.int64, device=device) for v in counter)
+        )
+    )
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
     for _ in range(10):
         high0, low0 = _mul(0xD2511F53, c[0])
@@ -52,7 +57,9 @@ def normals(words: list[torch.Tensor]) -> list[torch.Tensor]:
     return pair(words[0], words[1]) + pair(words[2], words[3])
 
 
-def crop_flip(picture: torch.Tensor, ids: torch.Tensor, seed: int, epoch: int, pad: int, flip: bool) -> torch.Tensor:
+def crop_flip(
+    picture: torch.Tensor, ids: torch.Tensor, seed: int, epoch: int, pad: int, flip: bool
+) -> torch.Tensor:
     """Crop to the same size from a border of `pad` zeros, and mirror half of the pictures, keyed by id.
 
     picture [B, C, H, W], ids int64 [B]. Zero is black: this comes before mean and std are applied.

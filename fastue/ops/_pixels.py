@@ -15,5 +15,7 @@ def normalised(picture: torch.Tensor, mean: Sequence[float], std: Sequence[float
     if not mean:
         return picture
     factors = [[*mean], [1 / s for s in std]]
-    shift, factor = torch.tensor(factors, dtype=picture.dtype, device=picture.device)[:, None, :, None, None]
+    shift, factor = torch.tensor(factors, dtype=picture.dtype, device=picture.device)[
+        :, None, :, None, None
+    ]
     return (picture - shift) * factor

@@ -15,6 +15,7 @@ import torch
 import fastue.ops  # registers the ops
 from bench.compile import crumbs, vectors
 from fastue.core import env, opspec
+from fastue.ops import _keyed
 
 ROOT = Path(__file__).parents[2]
 LAYER = {"cli": 5, "commands": 4, "protocol": 3, "data": 1, "models": 1, "ops": 1, "core": 0}
@@ -107,7 +108,6 @@ def test_one_word_for_an_op_everywhere():
     assert ROOMS, "no rooms"
     for name in ROOMS:
         assert name in opspec.registry() and callable(getattr(fastue.ops, name)), name
-        assert name in fastue.ops.__all__
     assert set(ROOMS) <= set(opspec.registry())
     triton_files = {p.stem for p in (ROOT / "kernels").glob("*.py") if not p.stem.startswith("_")}
     native = {p.name for p in (ROOT / "csrc").iterdir() if p.is_dir()} - {"common"}
@@ -131,6 +131,18 @@ def test_native_schemas_are_the_ops_schemas():
             assert str(torch._C.parse_schema(native[name])) == str(
                 torch._C.parse_schema(name + op.schema)
             ), name
+
+
+def test_purposes_are_one_table():
+    """A number stands for one use of a seed, in every language."""
+    table = {name: value for name, value in vars(_keyed).items() if name.isupper()}
+    assert len(set(table.values())) == len(table) and all(type(v) is int for v in table.values())
+    native = re.findall(r"kPurpose(\w+) = (\d+)", (ROOT / "csrc/common/philox.h").read_text())
+    triton = re.findall(r"PURPOSE_(\w+) = tl.constexpr\((\d+)\)", (ROOT / "kernels/_common.py").read_text())
+    assert native and triton
+    for name, number in [*native, *triton]:
+        python = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
+        assert table[python] == int(number), name
 
 
 def test_environment_table_is_complete():

@@ -1,20 +1,66 @@
 """apply_noise: uint8 pictures + noise rows -> model input, in one pass."""
 
+from collections.abc import Sequence
+
 import torch
 
 from fastue.core import opspec
 from fastue.ops import _checks
-from fastue.ops.apply_noise import cases
-from fastue.ops.apply_noise.reference import apply_noise
+from fastue.ops._arguments import dense, numbers, plain
+from fastue.ops.apply_noise import cases, reference
 
 NAME = "apply_noise"
+
+
+def apply_noise(
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    scale: float = 1.0,
+    ids: torch.Tensor | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    pad: int = 0,
+    flip: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Model input (clamp(x/255 + noise[index], 0, 1) - mean) / std, float [B, C, H, W].
+
+    x        uint8 [B, C, H, W], C = 1 or 3
+    noise    bank [M, C, H, W]: float32 in pixel units (8/255), or int8 with `scale` pixel units for each integer
+             (eps/127 for the compact state, 1/255 for final noise)
+    index    int64 [B], row of the bank for each picture: a sample's row or its class; repeats are fine
+    mean, std  one number a channel, or None for pixels in [0, 1]
+    dtype, channels_last  of the result: float32, bfloat16 or float16
+    ids      int64 [B], stable sample ids: also crop from a border of `pad` black pixels and (flip) mirror half of the
+             pictures, drawn from (seed, epoch, id) alone. The noise moves with its picture.
+    out      [B, C, H, W] to write instead of a new tensor; its dtype and layout win
+    Not differentiable: take the gradient with respect to the result. Errors: ValueError, TypeError, IndexError
+    (RuntimeError from compiled code) for wrong shapes, dtypes and rows; on a GPU a row out of range gives NaN.
+    """
+    if out is None:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        out = torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=layout)
+    ids = ids if ids is None else ids.contiguous()
+    OP.call(
+        dense(x), plain(noise), index.contiguous(), plain(out), numbers(mean), numbers(std), scale,
+        ids, seed, epoch, pad, flip,
+    )  # fmt: skip
+    return out
 
 
 def check(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip):
     _checks.tensor(NAME, "x", x, ("B", "C", "H", "W"), (torch.uint8,), x.device)
     b, c, h, w = x.shape
     _checks.channels(NAME, c, mean, std)
-    _checks.tensor(NAME, "noise", noise, ("M", c, h, w), (torch.float32, torch.int8, torch.float64), x.device)
+    _checks.tensor(
+        NAME, "noise", noise, ("M", c, h, w), (torch.float32, torch.int8, torch.float64), x.device
+    )
     _checks.tensor(NAME, "index", index, (b,), (torch.int64,), x.device)
     _checks.tensor(NAME, "out", out, (b, c, h, w), _checks.FLOAT_DTYPES, x.device)
     _checks.scale(NAME, noise, scale)
@@ -34,7 +80,7 @@ OP = opspec.register(
         name=NAME,
         schema="(Tensor x, Tensor noise, Tensor index, Tensor(a!) out, float[] mean, float[] std, float scale,"
         " Tensor? ids, int seed, int epoch, int pad, bool flip) -> ()",
-        reference=apply_noise,
+        reference=reference.apply_noise,
         check=check,
         cases=cases.cases,
         bad=cases.bad,
@@ -43,6 +89,10 @@ OP = opspec.register(
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1; mean and std are applied after it and scale it with the value
         bitwise=True,
-        backends=(opspec.cuda(opspec.FLOATS), opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
+        backends=(
+            opspec.cuda(opspec.FLOATS),
+            opspec.triton(opspec.FLOATS),
+            opspec.cpp(opspec.FLOATS),
+        ),
     )
 )

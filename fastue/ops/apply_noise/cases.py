@@ -23,7 +23,9 @@ from fastue.ops._cases import (
 )  # fmt: skip
 
 
-def _args(x, noise, index, out, mean=(), std=(), scale=1.0, ids=None, seed=0, epoch=0, pad=0, flip=False):
+def _args(
+    x, noise, index, out, mean=(), std=(), scale=1.0, ids=None, seed=0, epoch=0, pad=0, flip=False
+):
     return dict(x=x, noise=noise, index=index, out=out, mean=list(mean), std=list(std), scale=scale,
                 ids=ids, seed=seed, epoch=epoch, pad=pad, flip=flip)  # fmt: skip
 
@@ -41,17 +43,25 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "one": _case(g, dtype, 1, 1, 1, 1, 1, mean=[0.5], std=[0.25]),
         "odd": _case(g, dtype, 5, 9, 3, 7, 9, **normal),
         "plain": _case(g, dtype, 3, 4, 3, 5, 6),
-        "gray": _case(g, dtype, 3, 4, 1, 9, 5, (PLANAR, PLANAR, INTERLEAVED), mean=[0.1307], std=[0.3081]),
+        "gray": _case(
+            g, dtype, 3, 4, 1, 9, 5, (PLANAR, PLANAR, INTERLEAVED), mean=[0.1307], std=[0.3081]
+        ),
         "blocks": _case(g, dtype, 3, 4, 3, 67, 65, **normal),
         "planar": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR,) * 3, **normal),
         "mixed": _case(g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, PLANAR), **normal),
         "crossed": _case(g, dtype, 3, 5, 3, 33, 35, (PLANAR, INTERLEAVED, INTERLEAVED), **normal),
-        "model_layout": _case(g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, INTERLEAVED, PLANAR), **normal),
+        "model_layout": _case(
+            g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, INTERLEAVED, PLANAR), **normal
+        ),
         "beyond_cache": _case(g, dtype, 3, 4, 3, 500, 500, **normal),
     }
     # Black and white pixels with noise at the budget on every side of the clamp, and exact sums of 0 and 1.
-    x = torch.tensor([0, 0, 0, 255, 255, 255, 1, 254, 128, 8, 247, 127], dtype=torch.uint8).view(1, 3, 2, 2)
-    n = torch.tensor([0, EPS, -EPS, 0, EPS, -EPS, -1 / 255, 1 / 255, 0, -EPS, EPS, -0.0]).view(1, 3, 2, 2)
+    x = torch.tensor([0, 0, 0, 255, 255, 255, 1, 254, 128, 8, 247, 127], dtype=torch.uint8).view(
+        1, 3, 2, 2
+    )
+    n = torch.tensor([0, EPS, -EPS, 0, EPS, -EPS, -1 / 255, 1 / 255, 0, -EPS, EPS, -0.0]).view(
+        1, 3, 2, 2
+    )
     index = torch.zeros(1, dtype=torch.int64)
     found["ties"] = _args(x, n, index, sheet(1, 3, 2, 2, dtype, PLANAR), MEAN, STD)
     n = torch.tensor([1e30, -1e30, torch.inf, -torch.inf, 3.0, -3.0] * 2).view(1, 3, 2, 2)
@@ -63,17 +73,37 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     found["classes"]["index"] = torch.tensor([7, 0, 7, 7, 3, 0, 1, 7])
     q = compact(g, 6, 3, 9, 11)
     found["compact"] = _args(
-        pictures(g, 4, 3, 9, 11), q, rows(g, 4, 6), sheet(4, 3, 9, 11, dtype), MEAN, STD, scale=EPS / 127
+        pictures(g, 4, 3, 9, 11),
+        q,
+        rows(g, 4, 6),
+        sheet(4, 3, 9, 11, dtype),
+        MEAN,
+        STD,
+        scale=EPS / 127,
     )
     found["compact_mixed"] = _args(
-        pictures(g, 4, 3, 9, 11), q, rows(g, 4, 6), sheet(4, 3, 9, 11, dtype, PLANAR), MEAN, STD, scale=1 / 255
+        pictures(g, 4, 3, 9, 11),
+        q,
+        rows(g, 4, 6),
+        sheet(4, 3, 9, 11, dtype, PLANAR),
+        MEAN,
+        STD,
+        scale=1 / 255,
     )
-    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product(SHAPES.items(), LAYOUTS.items()):
+    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product(
+        SHAPES.items(), LAYOUTS.items()
+    ):
         norm = dict(mean=MEAN[:c], std=STD[:c]) if name == "same" else {}
         args = _case(g, dtype, 4, 6, c, h, w, (*layouts[:2], of_out), **norm)
-        q = dict(noise=compact(g, 6, c, h, w, layouts[1]), scale=EPS / 127, out=sheet(4, c, h, w, dtype, of_out))
+        q = dict(
+            noise=compact(g, 6, c, h, w, layouts[1]),
+            scale=EPS / 127,
+            out=sheet(4, c, h, w, dtype, of_out),
+        )
         found |= {f"{shape}_{name}": args, f"{shape}_{name}_compact": args | q}
-        keyed = dict(ids=torch.tensor([3, 2**40 + 1, 17, 99]), seed=-5, epoch=2**33 + 1, pad=3, flip=True)
+        keyed = dict(
+            ids=torch.tensor([3, 2**40 + 1, 17, 99]), seed=-5, epoch=2**33 + 1, pad=3, flip=True
+        )
         found[f"{shape}_{name}_crop_compact"] = args | q | keyed
     crooked = found["even_same"]
     for moved in ("x", "noise", "out"):
@@ -82,7 +112,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     keyed = dict(ids=ids, seed=0x1234_5678_9ABC, epoch=3, pad=4, flip=True)
     found["crop_flip"] = _case(g, dtype, 8, 9, 3, 13, 11, **normal, **keyed)
     found["crop_flip_planar"] = _case(g, dtype, 8, 9, 3, 13, 11, (PLANAR,) * 3, **normal, **keyed)
-    found["crop_flip_mixed"] = _case(g, dtype, 8, 9, 3, 13, 11, (INTERLEAVED, PLANAR, PLANAR), **normal, **keyed)
+    found["crop_flip_mixed"] = _case(
+        g, dtype, 8, 9, 3, 13, 11, (INTERLEAVED, PLANAR, PLANAR), **normal, **keyed
+    )
     found["crop_beyond"] = _case(g, dtype, 8, 9, 3, 3, 4, **(keyed | dict(pad=6, flip=False)))
     found["crop_wide"] = _case(g, dtype, 2, 3, 3, 3, 700, **normal, **(keyed | dict(ids=ids[:2])))
     return found
@@ -124,7 +156,16 @@ def bench() -> dict:
         g = torch.Generator().manual_seed(0)
         noise = (compact if compact_bank else bank)(g, b, c, h, w, layout)
         x, out = pictures(g, b, c, h, w, layout), sheet(b, c, h, w, dtype, layout)
-        return _args(x, noise, rows(g, b, b), out, MEAN, STD, scale=EPS / 127 if compact_bank else 1.0, **more)
+        return _args(
+            x,
+            noise,
+            rows(g, b, b),
+            out,
+            MEAN,
+            STD,
+            scale=EPS / 127 if compact_bank else 1.0,
+            **more,
+        )
 
     found = {}
     for name, ((b, *_), _) in BENCH.items():

@@ -4,10 +4,34 @@ import torch
 
 from fastue.core import opspec
 from fastue.ops import _checks
-from fastue.ops.class_step import cases
-from fastue.ops.class_step.reference import class_step
+from fastue.ops._arguments import dense, plain
+from fastue.ops.class_step import cases, reference
 
 NAME = "class_step"
+
+
+def class_step(
+    noise: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    step: float,
+    eps: float,
+    ascend: bool = False,
+) -> None:
+    """The class-wise update, in place on the bank: for each class k in y
+
+        e_i = clamp(clamp(x_i/255 + noise_k, 0, 1) - step*sign(grad_i) - x_i/255, -eps, eps)     (ascend: + step*sign)
+        noise_k = clamp(mean of e_i over the batch's samples of class k, -eps, eps)
+
+    noise    float32 [K, C, H, W] in pixel units; classes absent from the batch are not touched
+    grad     [B, C, H, W] float32, bfloat16 or float16;  x  uint8 [B, C, H, W];  y  int64 [B] in [0, K)
+    Summed in batch order, so the bits do not depend on threads or backend. Errors as linf_step.
+    """
+    OP.call(
+        plain(noise), dense(grad), dense(x), y.contiguous(), step, eps, ascend
+    )  # fmt: skip
 
 
 def check(noise, grad, x, y, step, eps, ascend):
@@ -29,7 +53,7 @@ OP = opspec.register(
     opspec.OpSpec(
         name=NAME,
         schema="(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend) -> ()",
-        reference=class_step,
+        reference=reference.class_step,
         check=check,
         cases=cases.cases,
         bad=cases.bad,
@@ -38,6 +62,10 @@ OP = opspec.register(
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1, which the mean does not enlarge
         bitwise=True,
-        backends=(opspec.cuda(opspec.FLOATS), opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
+        backends=(
+            opspec.cuda(opspec.FLOATS),
+            opspec.triton(opspec.FLOATS),
+            opspec.cpp(opspec.FLOATS),
+        ),
     )
 )

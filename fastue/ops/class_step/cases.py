@@ -43,7 +43,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "mixed": _case(g, dtype, [1, 0, 1, 1], 3, 3, 33, 35, (PLANAR, PLANAR, INTERLEAVED)),
         "crossed": _case(g, dtype, [1, 0, 1, 1], 3, 3, 33, 35, (INTERLEAVED, PLANAR, PLANAR)),
     }
-    for (shape, (c, h, w)), (name, (layouts, _)) in itertools.product(SHAPES.items(), LAYOUTS.items()):
+    for (shape, (c, h, w)), (name, (layouts, _)) in itertools.product(
+        SHAPES.items(), LAYOUTS.items()
+    ):
         found[f"{shape}_{name}"] = _case(g, dtype, some, 7, c, h, w, layouts, ascend=name == "same")
     # A large batch in no order, most of it of one class.
     many = torch.randint(-9, 6, (700,), generator=g).clamp(0, 5).tolist()
@@ -51,7 +53,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     # Many classes of many pixels: enough work for a GPU to take several pixels at a time.
     for c, (name, (layouts, _)) in itertools.product((1, 3), LAYOUTS.items()):
         some = torch.randint(0, 128, (9,), generator=g).tolist()
-        found[f"many_classes_{c}_{name}"] = _case(g, dtype, [*some, 5, 5, 127], 128, c, 32, 33, layouts)
+        found[f"many_classes_{c}_{name}"] = _case(
+            g, dtype, [*some, 5, 5, 127], 128, c, 32, 33, layouts
+        )
     crooked = found["many_classes_3_planar"]
     for moved in ("noise", "grad", "x"):
         found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
@@ -94,4 +98,8 @@ def bench() -> dict:
         return dict(noise=bank(g, 10, c, h, w, layout), grad=grad, x=pictures(g, b, c, h, w, layout),
                     y=torch.randint(0, 10, (b,), generator=g), step=STEP, eps=EPS, ascend=False)  # fmt: skip
 
-    return {f"{n}-{str(d)[6:]}": partial(make, n, d) for n in BENCH for d in (torch.float32, torch.bfloat16)}
+    return {
+        f"{n}-{str(d)[6:]}": partial(make, n, d)
+        for n in BENCH
+        for d in (torch.float32, torch.bfloat16)
+    }

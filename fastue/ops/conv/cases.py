@@ -53,7 +53,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "unpadded": make(4, 18, 8, 9, 5, 1, 0),
         "corner": make(4, 20, 33, 2, 5, 1, 2),  # most taps fall on the padding
         "point": make(20, 64, 130, 5, 1, 2, 0, around=True),
-        "point_back": make(20, 64, 130, 5, 1, 2, 0, around=True, transposed=True),  # most pixels get nothing
+        "point_back": make(
+            20, 64, 130, 5, 1, 2, 0, around=True, transposed=True
+        ),  # most pixels get nothing
         "skipping": make(9, 34, 34, 11, 3, 4, 0),
         "skipping_back": make(9, 34, 34, 11, 3, 4, 0, transposed=True),
         "large": make(2, 32, 32, 70, height=140, relu=True),  # rows in bands
@@ -76,7 +78,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     huge["x"][0, 0, 0, 0] = torch.nan
     huge["x"][1, 1, 0, 0] = torch.inf
     # other layouts of the weight
-    found["weight_contiguous"] = make(5, 40, 48, 6) | dict(weight=_randn(g, dtype, 48, 40, 3, 3).contiguous() / 20)
+    found["weight_contiguous"] = make(5, 40, 48, 6) | dict(
+        weight=_randn(g, dtype, 48, 40, 3, 3).contiguous() / 20
+    )
     found["weight_transposed"] = make(5, 40, 48, 6, transposed=True, around=True)
     found["weight_transposed"]["weight"] = (_randn(g, dtype, 48, 40, 3, 3) / 20).contiguous()
     return found
@@ -115,7 +119,9 @@ def bench(case=case, dtype: torch.dtype = torch.bfloat16) -> dict:
 
     shapes = ((64, 32), (128, 16), (256, 8), (512, 4))
     return {
-        f"{channels}x{side}{'-back' if back else ''}-{str(dtype)[6:]}": partial(make, channels, side, back)
+        f"{channels}x{side}{'-back' if back else ''}-{str(dtype)[6:]}": partial(
+            make, channels, side, back
+        )
         for channels, side in shapes
         for back in (False, True)
     }

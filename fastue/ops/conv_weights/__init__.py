@@ -4,10 +4,23 @@ import torch
 
 from fastue.core import opspec
 from fastue.ops import _checks
-from fastue.ops.conv_weights import cases
-from fastue.ops.conv_weights.reference import conv_weights
+from fastue.ops._arguments import interleaved, plain
+from fastue.ops.conv_weights import cases, reference
 
 NAME = "conv_weights"
+
+
+def conv_weights(
+    x: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    """out = the gradient of the weight of conv2d(x, weight, stride, padding) whose output has the gradient `grad`.
+
+    x     bfloat16 [B, C, H, W];  grad  bfloat16 [B, O, H', W'], both best channels_last
+    out   float32 [O, C, h, w], any of the two layouts, written and returned; its h and w are the kernel's
+    Sums are float32, their order does not depend on the number of threads. Errors as for conv.
+    """
+    OP.call(interleaved(x), interleaved(grad), plain(out), stride, padding)
+    return out
 
 
 def check(x, grad, out, stride, padding):
@@ -29,7 +42,7 @@ OP = opspec.register(
     opspec.OpSpec(
         name=NAME,
         schema="(Tensor x, Tensor grad, Tensor(a!) out, int stride, int padding) -> ()",
-        reference=conv_weights,
+        reference=reference.conv_weights,
         check=check,
         cases=cases.cases,
         bad=cases.bad,

@@ -7,11 +7,16 @@ import torch
 LAST = torch.channels_last
 
 
-def _case(g, dtype, batch, cin, cout, side, kernel=3, stride=1, padding=1, *, height=None, layout=LAST):
+def _case(
+    g, dtype, batch, cin, cout, side, kernel=3, stride=1, padding=1, *, height=None, layout=LAST
+):
     """`side` and `height` are those of the convolution's input."""
     height = height or side
     deep = [(n + 2 * padding - kernel) // stride + 1 for n in (height, side)]
-    x, grad = torch.randn((batch, cin, height, side), generator=g), torch.randn((batch, cout, *deep), generator=g)
+    x, grad = (
+        torch.randn((batch, cin, height, side), generator=g),
+        torch.randn((batch, cout, *deep), generator=g),
+    )
     return dict(
         x=x.to(dtype).contiguous(memory_format=LAST),
         grad=grad.to(dtype).contiguous(memory_format=LAST),
@@ -74,7 +79,11 @@ def bench() -> dict:
     """The 3x3 convolutions of a ResNet-18 for CIFAR, a batch of 128."""
 
     def make(channels, side):
-        return _case(torch.Generator().manual_seed(0), torch.bfloat16, 128, channels, channels, side)
+        return _case(
+            torch.Generator().manual_seed(0), torch.bfloat16, 128, channels, channels, side
+        )
 
     shapes = ((64, 32), (128, 16), (256, 8), (512, 4))
-    return {f"{channels}x{side}-bfloat16": partial(make, channels, side) for channels, side in shapes}
+    return {
+        f"{channels}x{side}-bfloat16": partial(make, channels, side) for channels, side in shapes
+    }

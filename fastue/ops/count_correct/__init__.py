@@ -4,10 +4,24 @@ import torch
 
 from fastue.core import opspec
 from fastue.ops import _checks
-from fastue.ops.count_correct import cases
-from fastue.ops.count_correct.reference import count_correct
+from fastue.ops._arguments import plain
+from fastue.ops.count_correct import cases, reference
 
 NAME = "count_correct"
+
+
+def count_correct(
+    logits: torch.Tensor, y: torch.Tensor, counts: torch.Tensor, slot: int = 0
+) -> None:
+    """counts[slot] += number of rows of logits whose largest entry is that of y, in place, without waiting for a GPU.
+
+    logits   [B, K] float32, bfloat16 or float16
+    y        int64 [B]; a class outside of [0, K) is never right
+    counts   int64 [S], contiguous, on the device of logits;  slot  in [0, S)
+    As torch.argmax has it, of equal entries the first is the largest, and NaN is larger than any number.
+    Errors: ValueError, TypeError, IndexError for wrong shapes, dtypes and slots.
+    """
+    OP.call(plain(logits).contiguous(), y.contiguous(), counts, slot)
 
 
 def check(logits, y, counts, slot):
@@ -30,7 +44,7 @@ OP = opspec.register(
     opspec.OpSpec(
         name=NAME,
         schema="(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()",
-        reference=count_correct,
+        reference=reference.count_correct,
         check=check,
         cases=cases.cases,
         bad=cases.bad,
@@ -39,6 +53,10 @@ OP = opspec.register(
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=0.0,
         bitwise=True,
-        backends=(opspec.cuda(opspec.FLOATS), opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
+        backends=(
+            opspec.cuda(opspec.FLOATS),
+            opspec.triton(opspec.FLOATS),
+            opspec.cpp(opspec.FLOATS),
+        ),
     )
 )

@@ -13,7 +13,9 @@ def _args(logits, y, counts=(5, 0, 2**40), slot=1):
 def _case(g, dtype, b, k, **more):
     """Half of the rows right."""
     logits = torch.randn((b, k), generator=g).to(dtype)
-    y = torch.where(torch.rand(b, generator=g) < 0.5, logits.argmax(1), torch.randint(0, k, (b,), generator=g))
+    y = torch.where(
+        torch.rand(b, generator=g) < 0.5, logits.argmax(1), torch.randint(0, k, (b,), generator=g)
+    )
     return _args(logits, y, **more)
 
 
@@ -33,9 +35,13 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "more_classes": _case(g, dtype, 5, 2500, slot=0),
         "mixed": _case(g, dtype, 300, 33),
         "ties": _every(dtype, 0.0, -0.0, 1.0, -1.0, torch.nan),
-        "huge": _every(dtype, torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).max, torch.finfo(dtype).min),
+        "huge": _every(
+            dtype, torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).max, torch.finfo(dtype).min
+        ),
     }
-    found["mixed"]["y"][::3] = torch.tensor([-1, 33, 2**40, -(2**63)]).repeat(25)  # no class: never right
+    found["mixed"]["y"][::3] = torch.tensor([-1, 33, 2**40, -(2**63)]).repeat(
+        25
+    )  # no class: never right
     late = _case(g, dtype, 40, 1000)  # an equal one far away, before or behind
     late["logits"][:, [3, 996]] = 100.0
     late["y"] = torch.tensor([3, 996]).repeat(20)

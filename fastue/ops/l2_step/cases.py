@@ -50,13 +50,31 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "inside_the_ball": _case(g, dtype, 5, 9, 3, 7, 9, step=0.01, eps=9.0),
         "next_input": _case(g, dtype, 5, 9, 3, 7, 9, **out(5, 3, 7, 9)),
         "next_input_mixed": _case(
-            g, dtype, 3, 5, 3, 33, 35, (INTERLEAVED, PLANAR, INTERLEAVED), **out(3, 3, 33, 35, PLANAR)
+            g,
+            dtype,
+            3,
+            5,
+            3,
+            33,
+            35,
+            (INTERLEAVED, PLANAR, INTERLEAVED),
+            **out(3, 3, 33, 35, PLANAR),
         ),
     }
     # Pictures that fit a block, and larger ones, which are cut into pieces.
-    large = {"large_even": (3, 64, 65), "large_gray_even": (1, 65, 64), "large_gray_odd": (1, 33, 35)}
-    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product((SHAPES | large).items(), LAYOUTS.items()):
-        more = {} if name == "same" else dict(out=sheet(2, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
+    large = {
+        "large_even": (3, 64, 65),
+        "large_gray_even": (1, 65, 64),
+        "large_gray_odd": (1, 33, 35),
+    }
+    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product(
+        (SHAPES | large).items(), LAYOUTS.items()
+    ):
+        more = (
+            {}
+            if name == "same"
+            else dict(out=sheet(2, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
+        )
         found[f"{shape}_{name}"] = _case(g, dtype, 2, 3, c, h, w, layouts, **more)
     crooked = found["even_planar"]
     for moved in ("noise", "grad", "x", "out"):
@@ -73,7 +91,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     huge["noise"] = huge["noise"] * 1e25
     found["huge"] = huge
     tiny = _case(g, dtype, 2, 3, 3, 3, 3)
-    tiny["grad"] = torch.where(tiny["grad"] > 0, 1e-7, -1e-7).to(dtype)  # its square is not a number of half precision
+    tiny["grad"] = torch.where(tiny["grad"] > 0, 1e-7, -1e-7).to(
+        dtype
+    )  # its square is not a number of half precision
     found["tiny"] = tiny
     return found
 

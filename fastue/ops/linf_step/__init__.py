@@ -1,20 +1,60 @@
 """linf_step: one signed step on noise rows, projected to the budget and to valid pixels, in place, in one pass."""
 
+from collections.abc import Sequence
+
 import torch
 
 from fastue.core import opspec
 from fastue.ops import _checks
-from fastue.ops.linf_step import cases
-from fastue.ops.linf_step.reference import linf_step
+from fastue.ops._arguments import dense, numbers, plain
+from fastue.ops.linf_step import cases, reference
 
 NAME = "linf_step"
+
+
+def linf_step(
+    noise: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    step: float,
+    eps: float,
+    ascend: bool = False,
+    scale: float = 1.0,
+    mask: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """One signed-gradient step on noise[index], in place, kept within the budget and within valid pixels:
+
+        n = clamp(n - step*sign(grad), -eps, eps);  n = clamp(n, -x/255, 1 - x/255)        (ascend: + step*sign)
+
+    noise    bank [M, C, H, W], float32 in pixel units or int8 with `scale` (see apply_noise); an int8 bank stores the
+             float32 result rounded to the nearest multiple of scale, ties to even, and is stepped from what it stores
+    grad     [B, C, H, W] float32, bfloat16 or float16; zero and NaN move nothing
+    x        uint8 [B, C, H, W];  index  int64 [B], rows of the bank, each at most once
+    step, eps  pixel units
+    mask     bool [B, 1, H, W] or [1, 1, H, W]: where False the noise becomes 0 (patch noise)
+    out      float [B, C, H, W]: also write the next model input there, as apply_noise would, with `mean` and `std`
+    std is positive, so the sign of the gradient is the same before and after normalisation.
+    Errors as apply_noise; on a GPU rows out of range are skipped.
+    """
+    mask = mask if mask is None else mask.contiguous()
+    OP.call(
+        plain(noise), dense(grad), dense(x), index.contiguous(), step, eps, ascend, scale,
+        mask, plain(out), numbers(mean), numbers(std),
+    )  # fmt: skip
 
 
 def check(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std):
     _checks.tensor(NAME, "x", x, ("B", "C", "H", "W"), (torch.uint8,), x.device)
     b, c, h, w = x.shape
     _checks.channels(NAME, c, mean, std)
-    _checks.tensor(NAME, "noise", noise, ("M", c, h, w), (torch.float32, torch.int8, torch.float64), x.device)
+    _checks.tensor(
+        NAME, "noise", noise, ("M", c, h, w), (torch.float32, torch.int8, torch.float64), x.device
+    )
     _checks.tensor(NAME, "grad", grad, (b, c, h, w), _checks.FLOAT_DTYPES, x.device)
     _checks.tensor(NAME, "index", index, (b,), (torch.int64,), x.device)
     _checks.budget(NAME, step, eps)
@@ -32,7 +72,9 @@ def band(exact, noise, grad, x, index, step, eps, ascend, scale, mask, out, mean
     n = noise[index].double() * scale
     sign = (grad > 0).double() - (grad < 0).double()
     pixel = x.double() / 255
-    n = (n + step * sign if ascend else n - step * sign).clamp(-eps, eps).clamp(-pixel, 1 - pixel) * (1 / scale)
+    n = (n + step * sign if ascend else n - step * sign).clamp(-eps, eps).clamp(
+        -pixel, 1 - pixel
+    ) * (1 / scale)
     tie = ((n - n.floor()) - 0.5).abs() < 1e-3
     rows = torch.zeros_like(noise, dtype=torch.bool)
     rows[index] = tie
@@ -50,7 +92,7 @@ OP = opspec.register(
         name=NAME,
         schema="(Tensor(a!) noise, Tensor grad, Tensor x, Tensor index, float step, float eps, bool ascend,"
         " float scale, Tensor? mask, Tensor(b!)? out, float[] mean, float[] std) -> ()",
-        reference=linf_step,
+        reference=reference.linf_step,
         check=check,
         cases=cases.cases,
         bad=cases.bad,
@@ -60,6 +102,10 @@ OP = opspec.register(
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         atol=2e-7,  # one rounding of a value near 1
         bitwise=True,
-        backends=(opspec.cuda(opspec.FLOATS), opspec.triton(opspec.FLOATS), opspec.cpp(opspec.FLOATS)),
+        backends=(
+            opspec.cuda(opspec.FLOATS),
+            opspec.triton(opspec.FLOATS),
+            opspec.cpp(opspec.FLOATS),
+        ),
     )
 )

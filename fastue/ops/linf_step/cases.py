@@ -26,7 +26,20 @@ from fastue.ops._cases import (
 STEP = 0.8 / 255
 
 
-def _args(noise, grad, x, index, step=STEP, eps=EPS, ascend=False, scale=1.0, mask=None, out=None, mean=(), std=()):
+def _args(
+    noise,
+    grad,
+    x,
+    index,
+    step=STEP,
+    eps=EPS,
+    ascend=False,
+    scale=1.0,
+    mask=None,
+    out=None,
+    mean=(),
+    std=(),
+):
     return dict(noise=noise, grad=grad, x=x, index=index, step=step, eps=eps, ascend=ascend, scale=scale,
                 mask=mask, out=out, mean=list(mean), std=list(std))  # fmt: skip
 
@@ -77,7 +90,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "compact_coarse": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 100),
         "compact_half_steps": _case(g, dtype, 5, 9, 3, 7, 9, make=compact, scale=EPS / 127, step=12.5 * EPS / 127),
     }  # fmt: skip
-    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product(SHAPES.items(), LAYOUTS.items()):
+    for (shape, (c, h, w)), (name, (layouts, of_out)) in itertools.product(
+        SHAPES.items(), LAYOUTS.items()
+    ):
         more = dict(out=sheet(4, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
         if name == "same":
             more = dict(mask=torch.rand((4, 1, h, w), generator=g) < 0.5)
@@ -89,7 +104,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     for moved in ("noise", "grad", "x", "out"):
         found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
     # Gradients of both zeros, NaNs and infinities; noise at 0 and at the budget; pixels where the range binds.
-    grad = torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0])
+    grad = torch.tensor(
+        [0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0]
+    )
     noise = torch.tensor([0.0, EPS, -EPS, EPS, -EPS, -EPS, EPS, 0.0, -0.0, STEP, STEP, -STEP])
     for name, pixels in (
         ("ties", [128] * 12),
@@ -99,7 +116,10 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     ):
         x = torch.tensor(pixels, dtype=torch.uint8).view(1, 3, 2, 2)
         signed = grad.to(dtype)
-        signed[9], signed[2] = signed[2].clone(), signed[2].abs()  # NaN has a sign: each meets noise that could move
+        signed[9], signed[2] = (
+            signed[2].clone(),
+            signed[2].abs(),
+        )  # NaN has a sign: each meets noise that could move
         args = _args(noise.view(1, 3, 2, 2).clone(), signed.view(1, 3, 2, 2), x, torch.tensor([0]))
         found[name] = args | dict(ascend=name == "ties_white")
     levels = (noise.flip(0) * 127 / EPS).round().to(torch.int8).view(1, 3, 2, 2)

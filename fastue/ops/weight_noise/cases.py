@@ -16,11 +16,15 @@ def table_of(blocks, parameters=None) -> torch.Tensor:
 def _args(base, table, draws, dtype, sigma=0.25, seed=0x1234_5678_9ABC, purpose=WEIGHTS_CERTIFY):
     out = torch.full((len(draws), len(base)), torch.nan, dtype=dtype)
     draws = torch.tensor(draws, dtype=torch.int64)
-    return dict(base=base, table=table, draws=draws, out=out, sigma=sigma, seed=seed, purpose=purpose)
+    return dict(
+        base=base, table=table, draws=draws, out=out, sigma=sigma, seed=seed, purpose=purpose
+    )
 
 
 def _case(g, dtype, blocks, draws=(0,), **more):
-    return _args(torch.randn(64 * sum(blocks), generator=g) * 0.1, table_of(blocks), draws, dtype, **more)
+    return _args(
+        torch.randn(64 * sum(blocks), generator=g) * 0.1, table_of(blocks), draws, dtype, **more
+    )
 
 
 def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
@@ -39,7 +43,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     # No noise: base comes through exactly. Halfway between two bfloat16 numbers, to the even one.
     halfway = (torch.arange(256, dtype=torch.int32) + 0x3F80 << 16) + 0x8000
     found["ties"] = _args(halfway.view(torch.float32), table_of([3, 1]), [0, 1], dtype, 0.0)
-    huge = torch.tensor([1e30, -1e30, torch.inf, -torch.inf, 3e38, -3e38, torch.nan, 1e-40]).repeat(8)
+    huge = torch.tensor([1e30, -1e30, torch.inf, -torch.inf, 3e38, -3e38, torch.nan, 1e-40]).repeat(
+        8
+    )
     found["huge"] = _args(huge, table_of([1]), [0, 1], dtype, 1.0)
     return found
 
@@ -97,7 +103,11 @@ def bench() -> dict:
         return _case(g, dtype, blocks, range(draws), sigma=0.05)
 
     found = {}
-    for name, sizes, draws in (("resnet18", resnet18, 1), ("small", small, 1), ("small-8", small, 8)):
+    for name, sizes, draws in (
+        ("resnet18", resnet18, 1),
+        ("small", small, 1),
+        ("small-8", small, 8),
+    ):
         for dtype in (torch.float32, torch.bfloat16):
             found[f"{name}-{str(dtype)[6:]}"] = partial(make, sizes, draws, dtype)
     return found
