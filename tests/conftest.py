@@ -59,9 +59,10 @@ def tiny_folder(tiny, tmp_path):
 
 def pytest_report_header() -> list[str]:
     """Backends that are not tested here, and why: what is absent is said once instead of being skipped case by case."""
+    from ops import checks  # tests/ops
+
     import fastue.ops  # noqa: F401 - registers the ops
     from fastue.core import opspec
-    from ops import checks  # tests/ops
 
     reasons = {(b.name, checks.why_absent(op, b)) for op in opspec.registry().values() for b in op.backends}
     return [f"not tested here: {name} ({why})" for name, why in sorted(reasons) if why]

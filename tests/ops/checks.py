@@ -119,16 +119,21 @@ def run(op: opspec.OpSpec, args: dict, backend: str) -> dict[str, torch.Tensor]:
     return written | {f"result{i}": r for i, r in enumerate(results)}
 
 
-def need(op: opspec.OpSpec, name: str, args: dict) -> None:
+def moved(args: dict, device: str) -> list:
+    return [v.to(device) if isinstance(v, torch.Tensor) else v for v in args.values()]
+
+
+def need(op: opspec.OpSpec, side: Side, args: dict) -> None:
     """Skip, saying why, where a backend cannot run; fail where FASTUE_REQUIRE names it."""
-    if name == "reference":
+    if side.backend == "reference":
         return
-    backend = next(b for b in op.backends if b.name == name)
-    reasons = op.why_not(backend, list(args.values()))
-    if reasons and name in env.required_backends():
-        pytest.fail(f"FASTUE_REQUIRE names {name}, but {'; '.join(reasons)}")
+    backend = next(b for b in op.backends if b.name == side.backend)
+    absent = why_absent(op, backend)
+    reasons = [absent] if absent else op.why_not(backend, moved(args, side.device))
+    if reasons and backend.name in env.required_backends():
+        pytest.fail(f"FASTUE_REQUIRE names {backend.name}, but {'; '.join(reasons)}")
     if reasons:
-        pytest.skip(f"{name}: {'; '.join(reasons)}")
+        pytest.skip(f"{backend.name}: {'; '.join(reasons)}")
 
 
 def looks_good(op: opspec.OpSpec, args: dict) -> bool:

@@ -31,8 +31,9 @@ def arguments(op, dtype, case, device="cpu"):
 
 @pytest.mark.parametrize("op, dtype, case, side", ON_SIDES)
 def test_values(op, dtype, case, side):
-    checks.need(op, side.backend, arguments(op, dtype, case, side.device))
-    checks.compare(op, checks.cases(op, dtype)[case], side.backend, checks.on(side.device))
+    args = checks.cases(op, dtype)[case]
+    checks.need(op, side, args)
+    checks.compare(op, args, side.backend, checks.on(side.device))
 
 
 @pytest.mark.parametrize("device", checks.devices())
@@ -63,7 +64,7 @@ def test_bad_arguments_are_refused(op, case, side):
 
     But a kernel on a GPU does not look at rows before it runs, which would stop the device: none of them is touched.
     """
-    checks.need(op, side.backend, arguments(op, op.dtypes[0], "odd", side.device))
+    checks.need(op, side, checks.cases(op, op.dtypes[0])["odd"])
     args = checks.copied(op, op.bad(checks.generator())[case], place=_placed_on(side.device))
     written = {k: v for k, v in args.items() if k in checks.names_written(op) and _is_real(v)}
     before = {k: v.clone() for k, v in written.items()}
@@ -114,7 +115,8 @@ def test_gradients(op):
             exact = _gradients(function, wide)
             own = _gradients(function, [_leaf(v) if _is_float(v) else v for v in given.values()])
         for backend, device in checks.tested(op):
-            args = [v.to(device) if isinstance(v, torch.Tensor) else v for v in given.values()]
+            checks.need(op, checks.Side(backend, device), given)
+            args = checks.moved(given, device)
             with opspec.use_backend(backend):
                 got = _gradients(function, [_leaf(v) if _is_float(v) else v for v in args])
             for value, mine, wanted in zip(got, own, exact, strict=True):
