@@ -132,9 +132,9 @@ def test_conversions_are_torchs(call):
 
 
 def test_launches_are_rewritten_whatever_stands_in_them():
-    text = "k<A, B<2>><<<dim3(f(n, 2), 1), kThreads, 0, s>>>(a, b); ns::plain<<<(n + 3) / 4, 64, 0, s>>>(c);"
+    text = "k<A, B<2>>\n  <<<dim3(f(n, 2), 1), kThreads, 0, s>>>(a, b); ns::plain<<<(n + 3) / 4, 64, 0, s>>>(c);"
     assert build.rewrite_launches(text) == (
-        "::cuda_host::launch<&k<A, B<2>>>(dim3(f(n, 2), 1), kThreads, 0, s)(a, b); "
+        "::cuda_host::launch<&k<A, B<2>>\n  >(dim3(f(n, 2), 1), kThreads, 0, s)(a, b); "
         "::cuda_host::launch<&ns::plain>((n + 3) / 4, 64, 0, s)(c);"
     )
 

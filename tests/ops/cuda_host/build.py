@@ -24,6 +24,7 @@ FLAGS = [
     # A misaligned access is an illegal instruction; what is not initialised is a large negative number.
     *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-ftrivial-auto-var-init=pattern"),
     *("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", "-Wno-attributes"),
+    *("-fmax-errors=5", "-ftemplate-backtrace-limit=1"),
 ]
 LINK = [f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
@@ -45,7 +46,7 @@ def rewrite_launches(text: str) -> str:
 
 def _start_of_name(text: str, end: int) -> int:
     """Where the kernel's name begins that ends before `end`, template arguments included."""
-    at, depth = end, 0
+    at, depth = len(text[:end].rstrip()), 0
     while depth or text[at - 1] == ">":
         at -= 1
         depth += {">": 1, "<": -1}.get(text[at], 0)

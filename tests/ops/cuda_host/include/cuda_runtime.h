@@ -108,6 +108,10 @@ template <class T>
 T __ldg(const T* at) {
   return *at;
 }
+template <class T>
+void __stwb(T* at, T v) {
+  *at = v;
+}
 inline int __popc(unsigned v) { return std::popcount(v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline float __fsqrt_rn(float v) { return std::sqrt(v); }
