@@ -43,7 +43,10 @@ class Library:
         """Launches of every compiled instance of a kernel since the last call: {name<...>: number}."""
         lines = self.code.cuda_host_launches().decode().splitlines()
         counts = (line.split(" ", 1) for line in lines)
-        return {re.search(r"kernel = (.*)\]$", name)[1].replace("{anonymous}::", ""): int(n) for n, name in counts}
+        return {
+            re.search(r"kernel = (.*)\]$", name)[1].replace("{anonymous}::", "").replace("<unnamed>::", ""): int(n)
+            for n, name in counts
+        }
 
     def message(self) -> str:
         return self.code.cuda_host_message().decode()
@@ -65,8 +68,17 @@ def load(csrc: Path, cache: Path = CACHE) -> Library:
 
 
 def native(name: str) -> Callable:
-    """The glue of an op, without the checks of the Python side."""
-    return getattr(getattr(torch.ops, build.NAMESPACE), name).default
+    """The glue of an op, without the checks of the Python side. Memory that it asks torch for is poison."""
+    glue = getattr(getattr(torch.ops, build.NAMESPACE), name).default
+
+    def call(*args):
+        torch.use_deterministic_algorithms(True)  # which fills new memory with NaN or the largest number
+        try:
+            return glue(*args)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return call
 
 
 def on_host(op: opspec.OpSpec) -> opspec.OpSpec:
