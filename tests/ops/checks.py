@@ -123,17 +123,22 @@ def moved(args: dict, device: str) -> list:
     return [v.to(device) if isinstance(v, torch.Tensor) else v for v in args.values()]
 
 
+def why_not(op: opspec.OpSpec, side: Side, args: dict) -> list[str]:
+    """Every reason why a side cannot run these arguments; empty when it can."""
+    backend = next((b for b in op.backends if b.name == side.backend), None)
+    if backend is None:
+        return []  # the reference
+    absent = why_absent(op, backend)
+    return [absent] if absent else op.why_not(backend, moved(args, side.device))
+
+
 def need(op: opspec.OpSpec, side: Side, args: dict) -> None:
     """Skip, saying why, where a backend cannot run; fail where FASTUE_REQUIRE names it."""
-    if side.backend == "reference":
-        return
-    backend = next(b for b in op.backends if b.name == side.backend)
-    absent = why_absent(op, backend)
-    reasons = [absent] if absent else op.why_not(backend, moved(args, side.device))
-    if reasons and backend.name in env.required_backends():
-        pytest.fail(f"FASTUE_REQUIRE names {backend.name}, but {'; '.join(reasons)}")
+    reasons = why_not(op, side, args)
+    if reasons and side.backend in env.required_backends():
+        pytest.fail(f"FASTUE_REQUIRE names {side.backend}, but {'; '.join(reasons)}")
     if reasons:
-        pytest.skip(f"{backend.name}: {'; '.join(reasons)}")
+        pytest.skip(f"{side.backend}: {'; '.join(reasons)}")
 
 
 def looks_good(op: opspec.OpSpec, args: dict) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bench import ops
 from fastue.core.opspec import FLOATS, Backend, OpSpec
 
 from . import checks
@@ -31,7 +32,8 @@ def toy(*backends: Backend) -> OpSpec:
         schema="(Tensor(a!) out, Tensor a) -> ()",
         reference=doubled_reference,
         check=lambda out, a: None,
-        cases=lambda g, dtype: {},
+        cases=lambda g, dtype: {"one": toy_args(dtype)},
+        dtypes=(torch.float32, torch.float64),
         atol=0.0,
         backends=backends,
     )
@@ -111,3 +113,18 @@ def test_a_required_backend_that_is_missing_fails(gpu, load, reason, monkeypatch
     for name in ("cuda", "triton"):
         with pytest.raises(pytest.fail.Exception, match=f"FASTUE_REQUIRE names {name}, but not available: {reason}"):
             checks.need(toy(*all_backends(load)), checks.Side(name, "cuda"), toy_args(torch.float32))
+
+
+def test_the_benchmark_leaves_out_what_cannot_run_and_says_why(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert ops.left_out(toy(*all_backends(ready)), cpu) == {"cuda": "runs on cuda", "triton": "runs on cuda"}
+    assert ops.left_out(toy(*all_backends(ready)), cuda) == {"triton": "is interpreted", "cpp": "runs on cpu"}
+    assert "nothing was built" in ops.left_out(toy(*all_backends(missing)), cuda)["cuda"]
+
+
+def test_the_benchmark_finds_red_cases_of_the_dtypes_that_a_backend_takes():
+    """float64 is none of them here, and no error."""
+    red = ops.red_cases(toy(*all_backends(ready)), "cpp", torch.device("cpu"))
+    assert len(red) == 1 and red[0].startswith("toy cpp float32 one: ")
+    assert ops.red_cases(toy(*all_backends(ready)), "reference", torch.device("cpu")) == []
