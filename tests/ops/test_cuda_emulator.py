@@ -143,4 +143,4 @@ def test_what_does_not_compile_is_said(tmp_path):
     source = tmp_path / "wrong.cu"
     source.write_text("__global__ void wrong() { no_such_thing(); }\n")
     with pytest.raises(build.CompileError, match="no_such_thing"):
-        build.build([source], tmp_path / "cache")
+        build.build([source], harness.CACHE)

@@ -63,6 +63,19 @@ def test_glue_alone_keeps_memory_safe(op, case, library):
                 assert checks.guards_intact(value, name in checks.names_written(op)), name
 
 
+@pytest.mark.parametrize("op", [pytest.param(OPS["apply_noise"], id="apply_noise")])
+def test_an_unknown_row_gives_nan(op, library):
+    """As the public function promises for a GPU: in its picture, and in no other."""
+    good = checks.copied(op, checks.cases(op, torch.float32)["odd"])
+    bad = checks.copied(op, good)
+    for picture, row in ((1, -1), (3, len(bad["noise"]))):
+        bad["index"][picture] = row
+    for args in (good, bad):
+        harness.native(op.name)(*args.values())
+    unknown = torch.tensor([False, True, False, True, False])
+    assert bad["out"][unknown].isnan().all() and torch.equal(bad["out"][~unknown], good["out"][~unknown])
+
+
 def test_every_instance_is_launched_three_times(library):
     """Else the tests above say nothing about it."""
     library.launches()

@@ -117,6 +117,6 @@ def build(sources: list[Path], cache: Path) -> Path:
     return library
 
 
-def kernels(csrc: Path) -> list[Path]:
-    """Every kernel of a source folder and its glue."""
-    return sorted([*csrc.glob("*/*_kernel.cu"), *csrc.glob("*/*_cuda.cpp")])
+def kernels(csrc: Path, op: str = "*") -> list[Path]:
+    """Every kernel of a source folder and its glue, or those of one op."""
+    return sorted([*csrc.glob(f"{op}/*_kernel.cu"), *csrc.glob(f"{op}/*_cuda.cpp")])

@@ -5,7 +5,6 @@ import ctypes
 import dataclasses
 import functools
 import mmap
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,12 +40,8 @@ class Library:
 
     def launches(self) -> dict[str, int]:
         """Launches of every compiled instance of a kernel since the last call: {name<...>: number}."""
-        lines = self.code.cuda_host_launches().decode().splitlines()
-        counts = (line.split(" ", 1) for line in lines)
-        return {
-            re.search(r"kernel = (.*)\]$", name)[1].replace("{anonymous}::", "").replace("<unnamed>::", ""): int(n)
-            for n, name in counts
-        }
+        lines = (line.split(" ", 1) for line in self.code.cuda_host_launches().decode().splitlines())
+        return {name: int(number) for number, name in lines}
 
     def message(self) -> str:
         return self.code.cuda_host_message().decode()
@@ -57,11 +52,11 @@ def has_cuda(op: opspec.OpSpec) -> bool:
 
 
 @functools.cache
-def load(csrc: Path, cache: Path = CACHE) -> Library:
-    """Compile and load the kernels of a source folder: one folder a process, for torch knows an op's kernel once."""
-    path = build.build(build.kernels(csrc), cache)
-    for op in filter(has_cuda, opspec.registry().values()):
-        _SCHEMAS.define(op.name + op.schema)
+def load(csrc: Path, cache: Path = CACHE, op: str = "*") -> Library:
+    """Compile and load the kernels of a source folder, or one op's: once a process, torch takes no second kernel."""
+    path = build.build(build.kernels(csrc, op), cache)
+    for spec in filter(has_cuda, opspec.registry().values()):
+        _SCHEMAS.define(spec.name + spec.schema)
     library = Library(path)
     torch.ops.load_library(str(path))
     return library

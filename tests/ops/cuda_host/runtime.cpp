@@ -87,7 +87,7 @@ void fail(cudaError_t code, const std::string& what) {
 }
 
 void fault(int signal, siginfo_t*, void*) {
-  const bool memory = signal != SIGILL;
+  const bool memory = signal == SIGSEGV || signal == SIGBUS;
   fail(memory ? cudaErrorIllegalAddress : cudaErrorMisalignedAddress,
        std::string(memory ? "an illegal memory access" : "a misaligned address") + " in thread " +
            std::to_string(current));
@@ -110,7 +110,9 @@ bool release_warp(unsigned first) {
   const unsigned count = std::min(kWarp, threads - first);
   Fiber* const warp = fibers + first;
   for (unsigned t = 0; t < count; ++t) {
-    const auto [waits, line, mask] = std::tuple(warp[t].waits, warp[t].line, warp[t].mask);
+    const Wait waits = warp[t].waits;
+    const int line = warp[t].line;
+    const unsigned mask = warp[t].mask;
     if (waits == Wait::none || waits == Wait::threads) continue;
     const auto there = [&](const Fiber& f) { return f.waits == waits && f.line == line && f.mask == mask; };
     bool complete = mask >> t & 1;
@@ -183,7 +185,12 @@ std::vector<T> in_order(T count, std::mt19937_64& random) {
 
 }  // namespace
 
-Count::Count(const char* name) : name(name) { counts().push_back(this); }
+Count::Count(const std::string& function) : name(function.substr(function.find("kernel = ") + 9)) {
+  name.pop_back();
+  for (const std::string scope : {"{anonymous}::", "<unnamed>::"})
+    for (size_t at; (at = name.find(scope)) != name.npos;) name.erase(at, scope.size());
+  counts().push_back(this);
+}
 
 unsigned lane() { return current % kWarp; }
 
@@ -194,24 +201,24 @@ uint64_t wait(Wait what, int line, unsigned mask, uint64_t value, unsigned from)
   return f.result;
 }
 
-bool allowed(dim3 grid, dim3 block) {
+bool allowed(dim3 grid, dim3 block, size_t dynamic) {
   const uint64_t size = uint64_t{block.x} * block.y * block.z;
   const bool ok = grid.x > 0 && grid.x <= 0x7FFFFFFFu && grid.y > 0 && grid.y <= 65535 && grid.z > 0 &&
-                  grid.z <= 65535 && size > 0 && size <= kThreads && block.z <= 64;
-  if (!ok) error = cudaErrorInvalidConfiguration, message = "a grid or block that CUDA does not allow";
+                  grid.z <= 65535 && size > 0 && size <= kThreads && block.z <= 64 && dynamic == 0;
+  if (!ok) error = cudaErrorInvalidConfiguration, message = "a launch that CUDA, or this emulator, does not allow";
   return ok;
 }
 
-void run(const char* name, dim3 grid, dim3 block, const std::function<void()>& thread) {
+void run(const std::string& name, dim3 grid, dim3 block, const std::function<void()>& thread) {
   std::mt19937_64 random(cuda_host_seed);
   gridDim = grid, blockDim = block, body = &thread, threads = block.x * block.y * block.z, anchor = 1;
   std::vector<unsigned> order = in_order(threads, random);
-  struct sigaction action = {}, old[3];
+  struct sigaction action = {}, old[4];
   action.sa_sigaction = fault;
   action.sa_flags = SA_SIGINFO;
-  const int signals[3] = {SIGSEGV, SIGBUS, SIGILL};
-  for (int i = 0; i < 3; ++i) sigaction(signals[i], &action, &old[i]);
-  message = std::string(name) + ": ";
+  const int signals[4] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};  // the last two by the compiler's checks
+  for (int i = 0; i < 4; ++i) sigaction(signals[i], &action, &old[i]);
+  message = name + ": ";
   if (sigsetjmp(failed, 1) == 0) {
     for (const uint64_t b : in_order(uint64_t{grid.x} * grid.y * grid.z, random)) {
       blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
@@ -221,7 +228,7 @@ void run(const char* name, dim3 grid, dim3 block, const std::function<void()>& t
   } else {
     for (Fiber& f : fibers) f.started = false;  // some stopped in the middle
   }
-  for (int i = 0; i < 3; ++i) sigaction(signals[i], &old[i], nullptr);
+  for (int i = 0; i < 4; ++i) sigaction(signals[i], &old[i], nullptr);
 }
 
 }  // namespace cuda_host

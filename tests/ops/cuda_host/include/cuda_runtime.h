@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <tuple>
+#include <string>
 
 #include "cuda_runtime_api.h"
 
@@ -39,26 +39,26 @@ T shuffle(unsigned mask, T value, int from, int width, int line) {
 
 // An instance of a kernel: enrolled when the library is loaded, so that those never launched are known, too.
 struct Count {
-  const char* name;
+  std::string name;
   int64_t launches = 0;
-  explicit Count(const char* name);
+  explicit Count(const std::string& function);
 };
 template <auto kernel>
 struct Instance {
-  static const char* name() { return __PRETTY_FUNCTION__; }
-  static inline Count count{name()};
+  static const char* function() { return __PRETTY_FUNCTION__; }  // ... [with auto kernel = name<...>]
+  static inline Count count{function()};
 };
 
-bool allowed(dim3 grid, dim3 block);  // by the limits of CUDA
-void run(const char* name, dim3 grid, dim3 block, const std::function<void()>& thread);
+bool allowed(dim3 grid, dim3 block, size_t dynamic);  // by the limits of CUDA, and no dynamic shared memory
+void run(const std::string& name, dim3 grid, dim3 block, const std::function<void()>& thread);
 
 // What `kernel<<<grid, block, 0, stream>>>(...)` is rewritten to: launch<kernel>(grid, block, 0, stream)(...).
 template <auto kernel>
 auto launch(dim3 grid, dim3 block, size_t dynamic = 0, cudaStream_t = nullptr) {
   return [=]<class... Args>(const Args&... args) {
-    ++Instance<kernel>::count.launches;
-    if (dynamic == 0 && allowed(grid, block))
-      run(Instance<kernel>::name(), grid, block, [&] { kernel(args...); });
+    Count& count = Instance<kernel>::count;
+    ++count.launches;
+    if (allowed(grid, block, dynamic)) run(count.name, grid, block, [&] { kernel(args...); });
   };
 }
 
