@@ -37,17 +37,41 @@ LINE = (
 )
 
 
-def red_cases(op: opspec.OpSpec, backend: str) -> list[str]:
-    """Names of the op's cases that a backend gets wrong."""
+def left_out(op: opspec.OpSpec, device: torch.device) -> dict[str, str]:
+    """Backends that are not timed on this device, and why."""
+    why = {}
+    for b in op.backends:
+        if b.device != device.type:
+            why[b.name] = f"runs on {b.device}"
+        elif op.function(b)[1]:
+            why[b.name] = op.function(b)[1]
+        elif b.interpretable and env.triton_interprets():
+            why[b.name] = "is interpreted"
+    return why
+
+
+def why_not(op: opspec.OpSpec, backend: str, args: dict) -> list[str]:
+    """Reasons why a backend cannot run these arguments; empty when it can."""
+    return [reason for b in op.backends if b.name == backend for reason in op.why_not(b, list(args.values()))]
+
+
+def on_device(args: dict, device: torch.device) -> dict:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+
+
+def red_cases(op: opspec.OpSpec, backend: str, device: torch.device) -> list[str]:
+    """The op's cases that a backend gets wrong on this device, of those that it can run."""
     from tests.ops import checks
 
     red = []
     for dtype in op.dtypes:
         for name, args in checks.cases(op, dtype).items():
+            if why_not(op, backend, on_device(args, device)):
+                continue
             try:
-                checks.compare(op, args, backend)
-            except AssertionError as error:
-                red.append(f"{op.name} {str(dtype)[6:]} {name}: {str(error).splitlines()[0]}")
+                checks.compare(op, args, backend, checks.on(str(device)))
+            except (AssertionError, RuntimeError) as error:
+                red.append(f"{op.name} {backend} {str(dtype)[6:]} {name}: {str(error).splitlines()[0]}")
     return red
 
 
@@ -198,19 +222,23 @@ def main() -> int:
     names = [given.op] if given.op else sorted(opspec.registry())
     for name in names:
         op = opspec.registry()[name]
-        fast = [b.name for b in op.backends if b.device == device.type and not op.function(b)[1]]
-        backends = [
-            b for b in [*fast, "reference"] if not given.backend or b in (*given.backend.split(","), "reference")
-        ]
-        red = [line for backend in backends for line in red_cases(op, backend)]
+        asked = given.backend.split(",") if given.backend else list(op.backend_names)
+        absent = left_out(op, device)
+        backends = [b for b in op.backend_names if b == "reference" or b in asked and b not in absent]
+        for b in sorted(absent.keys() & asked):
+            print(f"{name}: {b} is left out: {absent[b]}")
+        red = [line for backend in backends for line in red_cases(op, backend, device)]
         if red:
             print("wrong results, nothing is timed:", *red, sep="\n  ")
             return 1
         for case, make in op.bench().items():
             if given.case not in case:
                 continue
-            args = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in make().items()}
-            rows = measure(op, case, args, backends, given.rounds, about)
+            args = on_device(make(), device)
+            cannot = {b: reasons for b in backends if (reasons := why_not(op, b, args))}
+            for b, reasons in cannot.items():
+                print(f"{name} {case}: {b} is left out: {'; '.join(reasons)}")
+            rows = measure(op, case, args, [b for b in backends if b not in cannot], given.rounds, about)
             for row in rows:
                 print(LINE.format(**row), flush=True)
             if not given.dry_run:

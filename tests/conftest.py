@@ -1,13 +1,18 @@
-"""Before anything imports Triton: the tests run its kernels on the CPU. One thread a process: the cores are shared."""
+"""Without a GPU the tests run Triton's kernels on the CPU, which has to be said before anything imports Triton.
+
+One thread a process: the cores are shared.
+"""
 
 import os
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402 - the variables above come first
+import numpy as np  # noqa: E402 - the variable above comes first
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +59,10 @@ def tiny_folder(tiny, tmp_path):
 
 def pytest_report_header() -> list[str]:
     """Backends that are not tested here, and why: what is absent is said once instead of being skipped case by case."""
+    from ops import checks  # tests/ops
+
     import fastue.ops  # noqa: F401 - registers the ops
     from fastue.core import opspec
 
-    reasons = {(b.name, op.function(b)[1]) for op in opspec.registry().values() for b in op.backends}
+    reasons = {(b.name, checks.why_absent(op, b)) for op in opspec.registry().values() for b in op.backends}
     return [f"not tested here: {name} ({why})" for name, why in sorted(reasons) if why]

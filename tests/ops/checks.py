@@ -1,6 +1,8 @@
 """What the generic tests ask of any op: how its inputs are guarded, run on a backend and compared."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,12 +14,38 @@ GUARD = 64  # elements of poison before and behind each tensor
 OPS = {name: op for name, op in opspec.registry().items() if hasattr(fastue.ops, name)}
 
 
-def tested(op: opspec.OpSpec) -> list[str]:
-    """The backends that are installed here or that FASTUE_REQUIRE names; the run's header lists the others."""
-    why = {b.name: op.function(b)[1] for b in op.backends}
-    absent = {name for name, reason in why.items() if reason} - env.required_backends()
-    absent |= {name for name, reason in why.items() if "this CPU lacks" in reason}  # nothing could be installed
-    return [name for name in op.backend_names if name not in absent]
+class Side(NamedTuple):
+    """A backend, and the device that it is tested on."""
+
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"reference-{self.device}" if self == ("reference", "cuda") else self.backend
+
+
+def devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def device_of(backend: opspec.Backend) -> str:
+    """Its own, but interpreted Triton runs on the CPU."""
+    return "cpu" if backend.interpretable and env.triton_interprets() else backend.device
+
+
+def why_absent(op: opspec.OpSpec, backend: opspec.Backend) -> str:
+    """Why nothing of this backend can be tested here, "" where it can."""
+    device = device_of(backend)
+    return op.function(backend)[1] or ("" if device in devices() else f"not available: no {device} device")
+
+
+def tested(op: opspec.OpSpec) -> list[Side]:
+    """The backends that run here or that FASTUE_REQUIRE names; the run's header lists the others."""
+    why = {b: why_absent(op, b) for b in op.backends}
+    absent = {b for b, reason in why.items() if reason and b.name not in env.required_backends()}
+    absent |= {b for b, reason in why.items() if "this CPU lacks" in reason}  # nothing could be installed
+    sides = [Side(b.name, device_of(b)) for b in op.backends if b not in absent]
+    return sides + [Side("reference", device) for device in devices()]
 
 
 def generator() -> torch.Generator:
@@ -30,29 +58,51 @@ def cases(op: opspec.OpSpec, dtype: torch.dtype) -> dict[str, dict]:
     return dict(op.cases(generator(), dtype))
 
 
-def poison(dtype: torch.dtype):
+def poison(dtype: torch.dtype, written: bool):
+    """Beside what is only read NaN, so that reading on shows; a kernel that writes on would keep it, so not there."""
     if dtype.is_floating_point:
-        return torch.nan
-    return True if dtype == torch.bool else {torch.uint8: 173, torch.int8: 99}.get(dtype, 2**40)
+        return 173.25 if written else torch.nan
+    return True if dtype == torch.bool else {torch.uint8: 173, torch.int8: 99, torch.int64: 2**40}.get(dtype, 2**14)
 
 
-def guarded(t: torch.Tensor) -> torch.Tensor:
-    """A copy of t, same strides, inside a larger buffer of poison."""
-    used = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-    buffer = torch.full((used + 2 * GUARD,), poison(t.dtype), dtype=t.dtype, device=t.device)
-    return buffer.as_strided(t.shape, t.stride(), GUARD).copy_(t)
+def used(t: torch.Tensor) -> int:
+    """Elements from the first of t to its last."""
+    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
 
 
-def guards_intact(t: torch.Tensor) -> bool:
-    zone = t._base
-    wanted = torch.full_like(zone, poison(t.dtype))
-    same = (zone == wanted) | (zone != zone)
-    return bool(same[:GUARD].all() and same[len(zone) - GUARD :].all())
+def misalignment(t: torch.Tensor) -> int:
+    """Elements between a multiple of 16 bytes and the first of t."""
+    return t.data_ptr() % 16 // t.element_size()
 
 
-def copied(args: dict, convert=lambda t: t) -> dict:
-    """The arguments with fresh guarded tensors."""
-    return {k: guarded(convert(v)) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+def guarded(t: torch.Tensor, written: bool = False, device: str = "cpu") -> torch.Tensor:
+    """A copy of t, same strides and alignment, inside a larger buffer of poison."""
+    lead = GUARD + misalignment(t)
+    buffer = torch.full((lead + used(t) + GUARD,), poison(t.dtype, written), dtype=t.dtype, device=device)
+    return buffer.as_strided(t.shape, t.stride(), lead).copy_(t)
+
+
+def on(device: str) -> Callable:
+    """`guarded` on that device."""
+    return functools.partial(guarded, device=device)
+
+
+def guards_intact(t: torch.Tensor, written: bool = False) -> bool:
+    """Whether everything beside t in its buffer is still poison, bit for bit."""
+    zone, first = t._base, t.storage_offset() - t._base.storage_offset()
+    same = zone.view(torch.uint8) == torch.full_like(zone, poison(t.dtype, written)).view(torch.uint8)
+    same = same.view(len(zone), t.element_size())
+    return bool(same[:first].all() and same[first + used(t) :].all())
+
+
+def names_written(op: opspec.OpSpec) -> set[str]:
+    return {op.arguments[i].name for i in op.mutated}
+
+
+def copied(op: opspec.OpSpec, args: dict, convert=lambda t: t, place: Callable = guarded) -> dict:
+    """The arguments with fresh tensors, placed in memory by `place(tensor, whether the op writes it)`."""
+    written = names_written(op)
+    return {k: place(convert(v), k in written) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
 
 
 def to_float64(t: torch.Tensor) -> torch.Tensor:
@@ -60,42 +110,64 @@ def to_float64(t: torch.Tensor) -> torch.Tensor:
 
 
 def run(op: opspec.OpSpec, args: dict, backend: str) -> dict[str, torch.Tensor]:
-    """Run on a backend; everything the op wrote or returned, by name."""
+    """Run on a backend; everything the op wrote or returned, by name. An op that torch does not know is called."""
+    known = opspec.registry().get(op.name) is op
     with opspec.use_backend(backend):
-        result = getattr(torch.ops.fastue, op.name)(*args.values())
-    written = {op.arguments[i].name: args[op.arguments[i].name] for i in op.mutated}
-    written = {k: v for k, v in written.items() if v is not None}
+        result = (getattr(torch.ops.fastue, op.name) if known else op)(*args.values())
+    written = {k: args[k] for k in args if k in names_written(op) and args[k] is not None}
     results = () if result is None else result if isinstance(result, tuple) else (result,)
     return written | {f"result{i}": r for i, r in enumerate(results)}
 
 
-def need(op: opspec.OpSpec, name: str, args: dict) -> None:
+def moved(args: dict, device: str) -> list:
+    return [v.to(device) if isinstance(v, torch.Tensor) else v for v in args.values()]
+
+
+def why_not(op: opspec.OpSpec, side: Side, args: dict) -> list[str]:
+    """Every reason why a side cannot run these arguments; empty when it can."""
+    backend = next((b for b in op.backends if b.name == side.backend), None)
+    if backend is None:
+        return []  # the reference
+    absent = why_absent(op, backend)
+    return [absent] if absent else op.why_not(backend, moved(args, side.device))
+
+
+def need(op: opspec.OpSpec, side: Side, args: dict) -> None:
     """Skip, saying why, where a backend cannot run; fail where FASTUE_REQUIRE names it."""
-    if name == "reference":
-        return
-    backend = next(b for b in op.backends if b.name == name)
-    reasons = op.why_not(backend, list(args.values()))
-    if reasons and name in env.required_backends():
-        pytest.fail(f"FASTUE_REQUIRE names {name}, but {'; '.join(reasons)}")
+    reasons = why_not(op, side, args)
+    if reasons and side.backend in env.required_backends():
+        pytest.fail(f"FASTUE_REQUIRE names {side.backend}, but {'; '.join(reasons)}")
     if reasons:
-        pytest.skip(f"{name}: {'; '.join(reasons)}")
+        pytest.skip(f"{side.backend}: {'; '.join(reasons)}")
 
 
-def compare(op: opspec.OpSpec, args: dict, backend: str) -> None:
+def looks_good(op: opspec.OpSpec, args: dict) -> bool:
+    """Whether the checks that read no value of a tensor let the arguments pass."""
+    try:
+        op.check(*args.values())
+    except (ValueError, TypeError, IndexError):
+        return False
+    return True
+
+
+def compare(op: opspec.OpSpec, args: dict, backend: str, place: Callable = guarded) -> None:
     """A backend against the reference in float64: at most twice what the reference loses in this dtype, plus atol.
 
-    In whole numbers exact; inside the band that the op names, one step of the band's size more.
+    In whole numbers exact; inside the band that the op names, one step of the band's size more. `place` puts the
+    backend's arguments on its device and into memory; the definition's values always come from the CPU.
     """
-    given = copied(args)
+    given = copied(op, args, place=place)
     before = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}
-    got = run(op, given, backend)
-    exact = run(op, copied(args, to_float64), "reference")
-    own = run(op, copied(args), "reference")
+    results = run(op, given, backend)
+    got = {k: v.cpu() for k, v in results.items()}
+    exact = run(op, copied(op, args, to_float64), "reference")
+    own = run(op, copied(op, args), "reference")
     band = (op.band(exact, **args) if op.band else None) or {}
     for name, value in got.items():
         wanted = exact[name]
         assert value.shape == wanted.shape and value.dtype == own[name].dtype, f"{name}: {value.dtype} {value.shape}"
-        assert value.stride() == own[name].stride(), f"{name}: strides {value.stride()}, not {own[name].stride()}"
+        strides = results[name].stride()
+        assert strides == own[name].stride(), f"{name}: strides {strides}, not {own[name].stride()}"
         assert bool((value.isnan() == wanted.isnan()).all()), f"{name}: {int(value.isnan().sum())} NaN"
         if op.bitwise:
             different = _distance(value, own[name]) > 0
@@ -110,7 +182,7 @@ def compare(op: opspec.OpSpec, args: dict, backend: str) -> None:
             assert worst <= allowed, f"{name}: off by {worst:.3g} at {_where(error)}, allowed {allowed:.3g}"
     for name, value in given.items():
         if isinstance(value, torch.Tensor):
-            assert guards_intact(value), f"{name}: memory beside it was written"
+            assert guards_intact(value, name in names_written(op)), f"{name}: memory beside it was written"
             if name not in got:
                 assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), f"{name}: an input was changed"
 

@@ -32,14 +32,14 @@ def test_every_value(case, ascend, dtype):
     shape = (1, 1, 255, 256 * len(kinds))
     x, gradient = pixel.to(torch.uint8).view(shape), torch.tensor(kinds)[kind].to(dtype).view(shape)
     op, results = checks.OPS["linf_step"], []
-    for backend in ("reference", "cpp"):
+    for side in (checks.Side("reference", "cpu"), checks.Side("cpp", "cpu")):
         args = dict(
             noise=stored.to(torch.int8).view(shape).clone(), grad=gradient, x=x,
             index=torch.zeros(1, dtype=torch.int64), step=step, eps=eps, ascend=ascend, scale=scale,
             mask=None, out=torch.empty(shape), mean=[], std=[],
         )  # fmt: skip
-        checks.need(op, backend, args)
-        results.append(checks.run(op, args, backend))
+        checks.need(op, side, args)
+        results.append(checks.run(op, args, side.backend))
     wanted, found = results
     noise = found["noise"]
     assert torch.equal(noise, wanted["noise"]) and (found["out"] - wanted["out"]).abs().max() <= 1e-7

@@ -2,8 +2,8 @@
 """The generic test must catch realistic bugs: each is planted in a copy of the project's kernels, on which the cases run.
 
 A mutant is (backend, file, the words there, what stands there instead). C++ mutants are compiled into a library of their
-own ("cpp": the portable code alone; "v4", "amx": with the hand-written AVX-512 or AMX code), Triton ones become a
-package of their own, and a process of their own uses them instead of the real ones.
+own ("cpp": the portable code alone; "v4", "amx": with the hand-written AVX-512 or AMX code), CUDA ones, too, as C++
+(cuda_host/), Triton ones become a package of their own, and a process of their own uses them instead of the real ones.
 """
 
 import functools
@@ -28,6 +28,14 @@ AMX = "csrc/common/amx.h"
 CONV = "csrc/conv/conv_cpu.cpp"
 WINOGRAD = "csrc/conv3x3/conv3x3_cpu.cpp"
 WEIGHTS = "csrc/conv_weights/conv_weights_cpu.cpp"
+
+DEVICE = "csrc/common/device.h"
+CUDA_LINF = "csrc/linf_step/linf_step_kernel.cu"
+CUDA_APPLY = "csrc/apply_noise/apply_noise_kernel.cu"
+CUDA_CLASS = "csrc/class_step/class_step_kernel.cu"
+CUDA_L2 = "csrc/l2_step/l2_step_kernel.cu"
+CUDA_COUNT = "csrc/count_correct/count_correct_kernel.cu"
+CUDA_WEIGHTS = "csrc/weight_noise/weight_noise_kernel.cu"
 
 HEALTHY = ("cpp", "csrc/bindings.cpp", "PyMODINIT_FUNC", "PyMODINIT_FUNC")
 MUTANTS = {
@@ -117,6 +125,41 @@ MUTANTS = {
     "triton: bf16 truncated": ("triton", "kernels/_common.py", "if dtype == tl.bfloat16:", "if dtype == tl.float64:"),
     "triton: crop from the wrong side": ("triton", "kernels/apply_noise.py", "width - 1 - column", "width - column"),
     "triton: class mean forgets a sample": ("triton", "kernels/class_step.py", "range(first, last)", "range(first + 1, last)"),
+    "cuda: no barrier before the sums of warps are read": ("cuda", CUDA_CLASS, "__popc(in_warp);\n    __syncthreads();", "__popc(in_warp);"),
+    "cuda: no barrier before the sums of warps are overwritten": ("cuda", CUDA_CLASS, "    __syncthreads();  // before the next round overwrites of_warp\n", ""),
+    "cuda: a barrier in divergent code": ("cuda", CUDA_CLASS, "    if (mine) job.order[at] = i;\n    __syncthreads();", "    if (mine) {\n      job.order[at] = i;\n      __syncthreads();\n    }"),
+    "cuda: only the first 256 of a batch listed": ("cuda", CUDA_CLASS, "const bool mine = i < job.batch && job.y[i] == k;", "const bool mine = i < job.batch && i < kThreads && job.y[i] == k;"),
+    "cuda: labels past the batch read": ("cuda", CUDA_CLASS, "i < job.batch && job.y[i] == k;", "job.y[i] == k;"),
+    "cuda: bounds never written": ("cuda", CUDA_CLASS, "  if (threadIdx.x == 0) {", "  if (threadIdx.x == kThreads) {"),
+    "cuda: samples fetched ahead past the list": ("cuda", CUDA_CLASS, "      if (s + a >= end) continue;\n      const int64_t i", "      const int64_t i"),
+    "cuda: no barrier before the parts are overwritten": ("cuda", CUDA_L2, "  __syncthreads();\n  parts[threadIdx.x] = v;", "  parts[threadIdx.x] = v;"),
+    "cuda: no barrier before the parts are added": ("cuda", CUDA_L2, "  parts[threadIdx.x] = v;\n  __syncthreads();", "  parts[threadIdx.x] = v;"),
+    "cuda: no barrier between the halves": ("cuda", CUDA_L2, "parts[threadIdx.x + half];\n    __syncthreads();", "parts[threadIdx.x + half];"),
+    "cuda: threads outside do not help to add": ("cuda", CUDA_L2, "  const bool inside = first < job.area;", "  const bool inside = first < job.area;\n  if (!inside) return;"),
+    "cuda: sums of the first picture for all": ("cuda", CUDA_L2, "job.sums + i * 2 * gridDim.y", "job.sums"),
+    "cuda: one piece of the picture forgotten": ("cuda", CUDA_L2, "p = threadIdx.x; p < pieces;", "p = threadIdx.x; p < pieces - 1;"),
+    "cuda: pictures of the first group for all": ("cuda", CUDA_L2, "const int64_t i = picture + blockIdx.x,", "const int64_t i = blockIdx.x,"),
+    "cuda: large pictures by a small block": ("cuda", CUDA_L2, "? kThreads : kMostThreads;", "? kThreads : kThreads;"),
+    "cuda: alignment not looked at": ("cuda", DEVICE, " && reinterpret_cast<uintptr_t>(t.data) % bytes == 0", ""),
+    "cuda: fours where the area has no fours": ("cuda", DEVICE, "area % kPixels<true> == 0 &&", "true &&"),
+    "cuda: interleaved packs a picture apart": ("cuda", DEVICE, "interleaved ? P : area; }", "area; }"),
+    "cuda: interleaved pixels start as planar ones": ("cuda", DEVICE, "interleaved ? first * C : first; }", "first; }"),
+    "cuda: an interleaved value in another register": ("cuda", DEVICE, "packs[i / P].v[i % P] = narrowed<T>(v);", "packs[c].v[q] = narrowed<T>(v);"),
+    "cuda: mean and std of the wrong channel": ("cuda", DEVICE, "(v[c][q] - norm.mean[c]) * norm.inverse[c]", "(v[c][q] - norm.mean[q % C]) * norm.inverse[q % C]"),
+    "cuda: half as bfloat16 in the next input": ("cuda", DEVICE, "default: return store_input<__half>", "default: return store_input<__nv_bfloat16>"),
+    "cuda: threads past the picture write": ("cuda", CUDA_LINF, "first >= job.area || row", "row"),
+    "cuda: row out of range not skipped": ("cuda", CUDA_LINF, " || row < 0 || row >= job.rows) return;", ") return;"),
+    "cuda: mask of the first pixel for all four": ("cuda", CUDA_LINF, "first + q];", "first];"),
+    "cuda: mask of the first picture for all": ("cuda", CUDA_LINF, "job.mask_shared ? 0 : i * job.area", "0"),
+    "cuda: only the first piece of a picture": ("cuda", CUDA_LINF, "(blockIdx.y * kThreads + threadIdx.x) * P", "threadIdx.x * P"),
+    "cuda: next input without the unit of the state": ("cuda", CUDA_LINF, "kCompact ? n * job.scale : n", "n"),
+    "cuda: cropped pictures by fours": ("cuda", CUDA_APPLY, "job.ids == nullptr && vector_ready", "vector_ready"),
+    "cuda: border shows the picture": ("cuda", CUDA_APPLY, " && x >= 0 && x < job.width", ""),
+    "cuda: unknown row gives black": ("cuda", CUDA_APPLY, "if (!known) v[c][q]", "if (false) v[c][q]"),
+    "cuda: a block of logits adds each warp's": ("cuda", CUDA_COUNT, "if (threadIdx.x == 0 && count > 0)", "if (threadIdx.x % 32 == 0 && count > 0)"),
+    "cuda: logits after the first 32 not looked at": ("cuda", CUDA_COUNT, "j < job.classes; j += 32", "j < 32; j += 32"),
+    "cuda: draw of the neighbour": ("cuda", CUDA_WEIGHTS, "job.draws[k]", "job.draws[k ? k - 1 : 0]"),
+    "cuda: draws on top of each other": ("cuda", CUDA_WEIGHTS, " + k * job.size;", ";"),
 }  # fmt: skip
 
 # Uses the mutant's ops instead of the real ones and runs every case. The first one caught: exit 3. None: exit 0.
@@ -151,6 +194,28 @@ for op in checks.OPS.values():
         except (ValueError, TypeError, IndexError, RuntimeError):
             continue
         print(op.name, name, "is not refused")
+        sys.exit(3)
+"""
+
+# The same for CUDA kernels compiled as C++, by the functions that test the real ones.
+CUDA_RUNNER = """
+import sys
+from pathlib import Path
+import pytest
+from tests.ops import test_cuda_host as tests
+from tests.ops.cuda_host import harness
+csrc, cache, op = sys.argv[1:]
+library = harness.load(Path(csrc), Path(cache), op)
+jobs = [(tests.test_values, p) for p in tests.CASES]
+jobs += [(tests.test_glue_alone_keeps_memory_safe, p) for p in tests.BAD]
+jobs += [(tests.test_an_unknown_row_gives_nan, pytest.param(tests.OPS["apply_noise"]))]
+for test, p in jobs:
+    if op not in ("*", p.values[0].name):
+        continue
+    try:
+        test(*p.values, library)
+    except Exception as error:
+        print(test.__name__, p.id, type(error).__name__, error)
         sys.exit(3)
 """
 
@@ -202,6 +267,12 @@ def objects(tmp_path_factory) -> Callable[[bool], dict[str, Path]]:
     return compiled
 
 
+@pytest.fixture(scope="session")
+def cuda_objects(tmp_path_factory) -> Path:
+    """Compiled CUDA files, those of the mutants, too: each is compiled once."""
+    return tmp_path_factory.mktemp("cuda_objects")
+
+
 def build(mutant, folder: Path, objects: Callable[[bool], dict[str, Path]]) -> Path:
     """The mutant's ops as a library."""
     path = mutant[1]
@@ -214,35 +285,44 @@ def build(mutant, folder: Path, objects: Callable[[bool], dict[str, Path]]) -> P
     return library
 
 
-def judge(mutant, place: Path) -> subprocess.CompletedProcess:
+def judge(mutant, folder: Path, objects: Callable, cuda_objects: Path) -> subprocess.CompletedProcess:
+    """The mutant's cases, run in a process of their own."""
+    if mutant[0] == "cuda":
+        op = Path(mutant[1]).parent.name  # who is concerned
+        return run_python(
+            CUDA_RUNNER, folder / "csrc", cuda_objects, op if (ROOT / "fastue/ops" / op).is_dir() else "*"
+        )
     kind = "triton" if mutant[0] == "triton" else "cpp"
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    place = folder / "kernels" if kind == "triton" else build(mutant, folder, objects)
     by_hand = mutant[0] in ("v4", "amx")
     absent = [] if by_hand else ["conv3x3"]  # no portable code
     absent += [] if by_hand and torch.cpu._is_amx_tile_supported() else ["conv", "conv_weights"]
-    command = [sys.executable, "-c", RUNNER, kind, str(place), *absent]
+    return run_python(RUNNER, kind, place, *absent)
+
+
+def run_python(code: str, *args) -> subprocess.CompletedProcess:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_planted_bug_is_caught(name, tmp_path, objects):
+def test_a_planted_bug_is_caught(name, tmp_path, objects, cuda_objects):
     mutant = MUTANTS[name]
     if mutant[0] == "v4" and not torch.cpu._is_avx512_supported():
         pytest.skip("this CPU has no AVX-512")
     if mutant[0] == "amx" and not torch.cpu._is_amx_tile_supported():
         pytest.skip("this CPU has no AMX")
-    folder = copy_with(mutant, tmp_path)
-    found = judge(mutant, build(mutant, folder, objects) if mutant[0] != "triton" else folder / "kernels")
+    found = judge(mutant, copy_with(mutant, tmp_path), objects, cuda_objects)
     # A crash counts too: that is how reading beyond a buffer shows in Triton's interpreter.
     assert found.returncode == 3 or found.returncode < 0, f"{name}: nothing noticed\n{found.stdout}{found.stderr}"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cpp", "v4", "triton"])
-def test_without_a_bug_nothing_is_caught(kind, tmp_path, objects):
+@pytest.mark.parametrize("kind", ["cpp", "v4", "triton", "cuda"])
+def test_without_a_bug_nothing_is_caught(kind, tmp_path, objects, cuda_objects):
     """Else the test above would prove nothing."""
     mutant = (kind, *HEALTHY[1:])
-    folder = copy_with(mutant, tmp_path)
-    found = judge(mutant, build(mutant, folder, objects) if kind != "triton" else folder / "kernels")
+    found = judge(mutant, copy_with(mutant, tmp_path), objects, cuda_objects)
     assert found.returncode == 0, found.stdout + found.stderr

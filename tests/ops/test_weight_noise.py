@@ -15,14 +15,16 @@ from fastue.ops.weight_noise.cases import table_of
 from . import checks
 
 OP = opspec.registry()["weight_noise"]
-FAST = [b.name for b in OP.backends if b.name in checks.tested(OP)]
+FAST = [side.backend for side in checks.tested(OP) if side.backend != "reference"]
+DEVICE = dict(checks.tested(OP)) | {"auto": "cpu", "reference": "cpu"}
 
 
 def noise(blocks, draws, *, backend="auto", dtype=torch.float32, seed=11, purpose=fastue.ops.WEIGHTS_CERTIFY):
     """[K, D]: z alone."""
-    base, table = torch.zeros(64 * sum(blocks)), table_of(blocks)
+    base, table, draws = torch.zeros(64 * sum(blocks)), table_of(blocks), torch.tensor(draws)
+    given = [t.to(DEVICE[backend]) for t in (base, table, draws)]
     with opspec.use_backend(backend):
-        return weight_noise(base, table, torch.tensor(draws), sigma=1.0, seed=seed, purpose=purpose, dtype=dtype)
+        return weight_noise(*given, sigma=1.0, seed=seed, purpose=purpose, dtype=dtype).cpu()
 
 
 def exact(blocks, draws, **more):
@@ -57,15 +59,20 @@ def test_definition_by_hand():
     assert math.isclose(z[3 + 48], radius * math.sin(angle), rel_tol=1e-12)
 
 
+def bits(args: dict, backend: str) -> torch.Tensor:
+    """What a backend writes, on its own device."""
+    return checks.run(OP, checks.copied(OP, args, place=checks.on(DEVICE[backend])), backend)["out"].cpu()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_backends_give_the_same_bits(dtype):
     """All but the reference; bfloat16 is the float32 result rounded once, to nearest."""
     if len(FAST) < 2:
         pytest.skip(f"only {FAST} here")
     for args in checks.cases(OP, dtype).values():
-        first, *others = (checks.run(OP, checks.copied(args), backend)["out"] for backend in FAST)
-        wide = dict(checks.copied(args), out=torch.empty(args["out"].shape))
-        rounded = checks.run(OP, wide, FAST[-1])["out"].to(dtype)
+        wide = args | dict(out=torch.empty(args["out"].shape))
+        first, *others = (bits(args, backend) for backend in FAST)
+        rounded = bits(wide, FAST[-1]).to(dtype)
         for other in (*others, rounded):
             assert torch.equal(torch.nan_to_num(first).view(torch.uint8), torch.nan_to_num(other).view(torch.uint8))
 
@@ -96,11 +103,12 @@ def test_the_band_around_the_definition_in_many_draws():
 
 def test_no_noise_gives_base():
     base, draws = torch.randn(640, generator=checks.generator()), torch.tensor([0, 1])
-    for backend in (*FAST, "reference"):
+    for backend, device in checks.tested(OP):
+        given = [t.to(device) for t in (base, table_of([10]), draws)]
         for dtype in (torch.float32, torch.bfloat16):
             with opspec.use_backend(backend):
-                out = weight_noise(base, table_of([10]), draws, sigma=0.0, seed=1, purpose=2, dtype=dtype)
-            assert torch.equal(out, base.to(dtype).expand(2, -1))
+                out = weight_noise(*given, sigma=0.0, seed=1, purpose=2, dtype=dtype)
+            assert torch.equal(out.cpu(), base.to(dtype).expand(2, -1))
 
 
 def test_a_draw_depends_on_its_number_alone():
