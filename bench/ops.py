@@ -4,7 +4,7 @@ Runs an op's test cases on each backend first and refuses to time a red one. The
 (A B C A B C), so that a busy machine hurts them alike: each backend, `reference` (plain PyTorch), `chain` (the eager
 calls people run today, bench/chains.py) and `copy` (torch's own copy_ of 256 MiB of float32, bytes read plus bytes
 written), which is the measure of GB/s. Rows are appended to bench/results/<device>.csv. Interpreted Triton is never
-timed.
+timed. A case named `call` times one small call beside its bare kernel: what Python costs.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from fastue.core import env, info, opspec
 
 ROOT = Path(__file__).parent.parent
 COPY_ELEMENTS = 64 << 20
+CALLS = 1000  # timed together
 FIELDS = (
     "op", "case", "shape", "dtype", "backend", "p20_ms", "p50_ms", "p80_ms", "peak_MiB", "GB_per_s", "copy_GB_per_s",
     "percent_of_copy", "times_chain", "times_reference", "rounds", "device", "threads", "load", "torch", "triton",
@@ -52,7 +53,12 @@ def left_out(op: opspec.OpSpec, device: torch.device) -> dict[str, str]:
 
 def why_not(op: opspec.OpSpec, backend: str, args: dict) -> list[str]:
     """Reasons why a backend cannot run these arguments; empty when it can."""
-    return [reason for b in op.backends if b.name == backend for reason in op.why_not(b, list(args.values()))]
+    return [
+        reason
+        for b in op.backends
+        if b.name == backend
+        for reason in op.why_not(b, list(args.values()))
+    ]
 
 
 def on_device(args: dict, device: torch.device) -> dict:
@@ -71,7 +77,9 @@ def red_cases(op: opspec.OpSpec, backend: str, device: torch.device) -> list[str
             try:
                 checks.compare(op, args, backend, checks.on(str(device)))
             except (AssertionError, RuntimeError) as error:
-                red.append(f"{op.name} {backend} {str(dtype)[6:]} {name}: {str(error).splitlines()[0]}")
+                red.append(
+                    f"{op.name} {backend} {str(dtype)[6:]} {name}: {str(error).splitlines()[0]}"
+                )
     return red
 
 
@@ -111,7 +119,9 @@ def peak_mib(side, device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     with (
         quiet(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
     ):
         side()
     now = peak = 0
@@ -148,7 +158,9 @@ def sides_of(op: opspec.OpSpec, args: dict, backends: list[str], device: torch.d
     return sides
 
 
-def measure(op: opspec.OpSpec, case: str, args: dict, backends: list[str], rounds: int, about: dict) -> list[dict]:
+def measure(
+    op: opspec.OpSpec, case: str, args: dict, backends: list[str], rounds: int, about: dict
+) -> list[dict]:
     """Rows of one case."""
     device = next(v for v in args.values() if isinstance(v, torch.Tensor)).device
     sides = sides_of(op, args, backends, device)
@@ -159,18 +171,18 @@ def measure(op: opspec.OpSpec, case: str, args: dict, backends: list[str], round
         for name, side in sides.items():
             times[name].append(once(side, device))
     copy = 2 * 4 * COPY_ELEMENTS / quantiles(times["copy"])[1] / 1e6
-    shown = next(v for k, v in args.items() if k in ("grad", "out", "logits") and v is not None)
-    traffic = op.traffic(*args.values())
+    shown = largest(args)
+    traffic = op.traffic(*args.values()) if op.traffic else None
     rows = []
     for name in [*backends, *(["chain"] if "chain" in sides else [])]:
         p20, p50, p80 = quantiles(times[name])
-        speed = traffic / p50 / 1e6
         row = dict(op=op.name, case=case, shape="x".join(map(str, shown.shape)), dtype=str(shown.dtype)[6:],
                    backend=name, p20_ms=f"{p20:.3f}", p50_ms=f"{p50:.3f}", p80_ms=f"{p80:.3f}",
                    peak_MiB=f"{peak_mib(sides[name], device):.0f}", copy_GB_per_s=f"{copy:.1f}", rounds=rounds,
                    times_reference=f"{quantiles(times['reference'])[1] / p50:.2f}",
                    load=f"{os.getloadavg()[0]:.1f}", **about)  # fmt: skip
-        if name != "chain":  # it moves far more bytes than the op has to
+        if name != "chain" and traffic is not None:  # it moves far more bytes than the op has to
+            speed = traffic / p50 / 1e6
             row |= {"GB_per_s": f"{speed:.1f}", "percent_of_copy": f"{100 * speed / copy:.0f}"}
         if "chain" in times:
             row["times_chain"] = f"{quantiles(times['chain'])[1] / p50:.2f}"
@@ -178,10 +190,46 @@ def measure(op: opspec.OpSpec, case: str, args: dict, backends: list[str], round
     return rows
 
 
+def measure_call(op: opspec.OpSpec, args: dict, rounds: int, about: dict) -> list[dict]:
+    """Rows of what a call costs beside its kernel: `bare`, the native op, and `public`, the function people call."""
+    native = op.choose(list(args.values()))
+    public = getattr(fastue.ops, op.name)
+    values = list(args.values())
+    sides = {"bare": lambda: native(*values), "public": lambda: public(**args)}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(max(rounds, 2)):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                side()
+            times[name].append((time.perf_counter() - start) * 1e3 / CALLS)
+    shown = largest(args)
+    rows = []
+    for name in sides:
+        p20, p50, p80 = quantiles(times[name][1:])  # the first is the warm-up
+        row = dict(op=op.name, case="call", shape="x".join(map(str, shown.shape)), dtype=str(shown.dtype)[6:],
+                   backend=name, p20_ms=f"{p20:.5f}", p50_ms=f"{p50:.5f}", p80_ms=f"{p80:.5f}", rounds=rounds,
+                   load=f"{os.getloadavg()[0]:.1f}", **about)  # fmt: skip
+        rows.append({field: row.get(field, "") for field in FIELDS})
+    more = 1e3 * (quantiles(times["public"][1:])[1] - quantiles(times["bare"][1:])[1])
+    print(f"{op.name}: a call costs {more:.1f} us more than its kernel")
+    return rows
+
+
+def largest(args: dict) -> torch.Tensor:
+    """The tensor that stands for a case in a row: the gradient, result or logits, else the largest."""
+    tensors = {k: v for k, v in args.items() if isinstance(v, torch.Tensor)}
+    named = [tensors[k] for k in ("grad", "out", "logits") if k in tensors]
+    return named[0] if named else max(tensors.values(), key=torch.numel)
+
+
 def facts(device: torch.device) -> dict:
     """What a number depends on beside the code."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     return dict(
         device=info.device_name(device.type), threads=torch.get_num_threads(), torch=torch.__version__,
@@ -207,7 +255,9 @@ def write(rows: list[dict], name: str, fields: tuple[str, ...] = FIELDS) -> Path
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.ops", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ops", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--op", help="one op (default: all)")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--backend", help="comma-separated (default: all that run here)")
@@ -224,7 +274,9 @@ def main() -> int:
         op = opspec.registry()[name]
         asked = given.backend.split(",") if given.backend else list(op.backend_names)
         absent = left_out(op, device)
-        backends = [b for b in op.backend_names if b == "reference" or b in asked and b not in absent]
+        backends = [
+            b for b in op.backend_names if b == "reference" or b in asked and b not in absent
+        ]
         for b in sorted(absent.keys() & asked):
             print(f"{name}: {b} is left out: {absent[b]}")
         red = [line for backend in backends for line in red_cases(op, backend, device)]
@@ -238,7 +290,13 @@ def main() -> int:
             cannot = {b: reasons for b in backends if (reasons := why_not(op, b, args))}
             for b, reasons in cannot.items():
                 print(f"{name} {case}: {b} is left out: {'; '.join(reasons)}")
-            rows = measure(op, case, args, [b for b in backends if b not in cannot], given.rounds, about)
+            able = [b for b in backends if b not in cannot]
+            if case != "call":
+                rows = measure(op, case, args, able, given.rounds, about)
+            elif able[0] in ("cpp", "cuda") and not given.backend:
+                rows = measure_call(op, args, given.rounds, about)
+            else:
+                continue
             for row in rows:
                 print(LINE.format(**row), flush=True)
             if not given.dry_run:

@@ -61,8 +61,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
             **out(3, 3, 33, 35, PLANAR),
         ),
     }
-    # Pictures that fit a block, and larger ones, which are cut into pieces.
-    large = {
+    # Pictures that fit a small block and a large one, and larger ones, which are cut into pieces.
+    large = {"middle_even": (3, 40, 40), "middle_odd": (1, 17, 19)}
+    large |= {
         "large_even": (3, 64, 65),
         "large_gray_even": (1, 65, 64),
         "large_gray_odd": (1, 33, 35),

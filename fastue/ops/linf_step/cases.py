@@ -168,7 +168,8 @@ def bench() -> dict:
         return _args(noise, grad, pictures(g, b, c, h, w, layout), rows(g, b, b),
                      scale=EPS / 127 if compact_bank else 1.0, out=out)  # fmt: skip
 
-    found = {}
+    g = torch.Generator().manual_seed(0)
+    found = {"call": partial(_case, g, torch.float32, 1, 4, 3, 32, 32)}
     for name in BENCH:
         for dtype in (torch.float32, torch.bfloat16):
             label = f"{name}-{str(dtype)[6:]}"

@@ -24,6 +24,7 @@ FLAGS = [
     # A misaligned access is an illegal instruction; what is not initialised is a large negative number.
     *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-ftrivial-auto-var-init=pattern"),
     *("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", "-Wno-attributes"),
+    "-DFASTUE_CACHE_BYTES=100000",  # a large picture is a group of its own (l2_step)
     *("-fmax-errors=5", "-ftemplate-backtrace-limit=1"),
 ]
 LINK = [f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]

@@ -1,0 +1,16 @@
+# ruff: noqa: E501  one mutant a line
+"""Bugs planted in class_step, which its cases must catch: (kind, file, the words there, what stands there instead)."""
+
+MUTANTS = {
+    "mean over the batch instead of the class": ("cpp", "csrc/class_step/class_step_cpu.cpp", "static_cast<float>(job.start[k + 1] - job.start[k])", "static_cast<float>(job.samples.size())"),
+    "class sum in another order": ("cpp", "csrc/class_step/class_step_cpu.cpp", "t.row = job.samples[s];", "t.row = job.samples[job.start[k] + job.start[k + 1] - 1 - s];"),
+    "class noise overwritten while it is read": ("cpp", "csrc/class_step/class_step_cpu.cpp", "total[i] += clamp(", "n[i] = total[i] += clamp("),
+    "triton: class mean forgets a sample": ("triton", "kernels/class_step.py", "range(first, last,", "range(first + 1, last,"),
+    "cuda: no barrier before the sums of warps are read": ("cuda", "csrc/class_step/class_step_kernel.cu", "__popc(in_warp);\n    __syncthreads();", "__popc(in_warp);"),
+    "cuda: no barrier before the sums of warps are overwritten": ("cuda", "csrc/class_step/class_step_kernel.cu", "    __syncthreads();  // before the next round overwrites of_warp\n", ""),
+    "cuda: a barrier in divergent code": ("cuda", "csrc/class_step/class_step_kernel.cu", "    if (mine) job.order[at] = i;\n    __syncthreads();", "    if (mine) {\n      job.order[at] = i;\n      __syncthreads();\n    }"),
+    "cuda: only the first 256 of a batch listed": ("cuda", "csrc/class_step/class_step_kernel.cu", "const bool mine = i < job.batch && job.y[i] == k;", "const bool mine = i < job.batch && i < kThreads && job.y[i] == k;"),
+    "cuda: labels past the batch read": ("cuda", "csrc/class_step/class_step_kernel.cu", "i < job.batch && job.y[i] == k;", "job.y[i] == k;"),
+    "cuda: bounds never written": ("cuda", "csrc/class_step/class_step_kernel.cu", "  if (threadIdx.x == 0) {", "  if (threadIdx.x == kThreads) {"),
+    "cuda: samples fetched ahead past the list": ("cuda", "csrc/class_step/class_step_kernel.cu", "      if (s + a >= end) continue;\n      const int64_t i", "      const int64_t i"),
+}  # fmt: skip

@@ -1,0 +1,18 @@
+# ruff: noqa: E501  one mutant a line
+"""Bugs planted in l2_step, which its cases must catch: (kind, file, the words there, what stands there instead)."""
+
+MUTANTS = {
+    "norm of the batch for norm of the sample": ("cpp", "csrc/l2_step/l2_step_cpu.cpp", "    Squares of_grad, of_noise;\n", "    static Squares of_grad; Squares of_noise;\n"),
+    "no projection to the ball": ("cpp", "csrc/l2_step/l2_step_cpu.cpp", "reached > job.eps ?", "reached > 1e9 ?"),
+    "cuda: no barrier before the parts are overwritten": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "  __syncthreads();\n  parts[threadIdx.x] = v;", "  parts[threadIdx.x] = v;"),
+    "cuda: no barrier before the parts are added": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "  parts[threadIdx.x] = v;\n  __syncthreads();", "  parts[threadIdx.x] = v;"),
+    "cuda: no barrier between the halves": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "parts[threadIdx.x + half];\n    __syncthreads();", "parts[threadIdx.x + half];"),
+    "cuda: threads outside do not help to add": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "  const bool inside = first < job.area;", "  const bool inside = first < job.area;\n  if (!inside) return;"),
+    "cuda: sums of the first picture for all": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "job.sums + i * 2 * gridDim.y", "job.sums"),
+    "cuda: one piece of the picture forgotten": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "p = threadIdx.x; p < pieces;", "p = threadIdx.x; p < pieces - 1;"),
+    "cuda: pictures of the first group for all": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "const int64_t i = picture + blockIdx.x,", "const int64_t i = blockIdx.x,"),
+    "cuda: large pictures by a small block": ("cuda", "csrc/l2_step/l2_step_kernel.cu", "? kThreads : kMostThreads;", "? kThreads : kThreads;"),
+    "triton: last piece's sum forgotten": ('triton', 'kernels/l2_step.py', 'mask=j < PIECES', 'mask=j < PIECES - 1'),
+    "triton: pictures of the first group for all": ("triton", "kernels/l2_step.py", "i = (first + tl", "i = (first * 0 + tl"),
+    "triton: norm of the gradient for that of the step": ("triton", "kernels/l2_step.py", "_squares(n))", "_squares(g))"),
+}  # fmt: skip
