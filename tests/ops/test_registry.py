@@ -144,7 +144,7 @@ def test_the_definition_divides_by_tensors(op):
     cases = checks.cases(op, op.dtypes[0])
     with Divisions() as seen:
         for args in cases.values():
-            op.reference(*checks.copied(args).values())
+            op.reference(*checks.copied(op, args).values())
     assert not seen.by_number
 
 
@@ -157,7 +157,7 @@ def test_a_call_like_an_earlier_one_is_still_refused(op):
         return
     ready = dict(op._ready)
     for name, args in op.bad(checks.generator()).items():
-        good = checks.copied(checks.cases(op, op.dtypes[0])["odd"])
+        good = checks.copied(op, checks.cases(op, op.dtypes[0])["odd"])
         for key, value in args.items():  # as close to the bad call as a good one can be
             if not isinstance(value, torch.Tensor | list | None) and key != "slot":
                 with contextlib.suppress(ValueError, TypeError, IndexError):
