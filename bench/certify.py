@@ -60,7 +60,9 @@ class Decoded(Dataset):
 
     def __getitem__(self, i: int):
         picture = np.array(Image.fromarray(self.arrays[i]), copy=True)
-        return torch.from_numpy(picture).permute(2, 0, 1).contiguous().to(torch.float32).div(255), self.labels[i]
+        return torch.from_numpy(picture).permute(2, 0, 1).contiguous().to(torch.float32).div(
+            255
+        ), self.labels[i]
 
 
 def out_of_place(model):
@@ -123,10 +125,16 @@ def peer(folder: Path, model, loader, sigma, draws, noise=None) -> list[int]:
     meters = types.SimpleNamespace(avg=0.0)
     stubs = {
         "mlconfig": {"register": lambda c: c},
-        "util": {"count_parameters_in_MB": lambda m: 0.0, "load_model": lambda **k: k["model"].load_state_dict(state)},
+        "util": {
+            "count_parameters_in_MB": lambda m: 0.0,
+            "load_model": lambda **k: k["model"].load_state_dict(state),
+        },
         "dataset": {
             "DatasetGenerator": lambda **k: types.SimpleNamespace(
-                getDataLoader=lambda **k: {"train_dataset": loader, "test_dataset": loader}  # fmt: skip
+                getDataLoader=lambda **k: {
+                    "train_dataset": loader,
+                    "test_dataset": loader,
+                }  # fmt: skip
             )
         },
         "madrys": {"MadrysLoss": None},
@@ -149,9 +157,14 @@ def peer(folder: Path, model, loader, sigma, draws, noise=None) -> list[int]:
             sys.modules[name] = types.ModuleType(name)
             vars(sys.modules[name]).update(members)
         sys.argv = ["certify.py", "--N", str(draws), "--sigma", str(sigma)]
-        exec(compile((folder / "certify.py").read_text(), str(folder / "certify.py"), "exec"), vars(module))
+        exec(
+            compile((folder / "certify.py").read_text(), str(folder / "certify.py"), "exec"),
+            vars(module),
+        )
         module.logger, module.device = log, torch.device("cpu")
-        module.config = types.SimpleNamespace(model=lambda: model, optimizer=lambda p: None, scheduler=lambda o: None)
+        module.config = types.SimpleNamespace(
+            model=lambda: model, optimizer=lambda p: None, scheduler=lambda o: None
+        )
         module.checkpoint_path_file = ""
         collected = []
 
@@ -176,18 +189,29 @@ def peer(folder: Path, model, loader, sigma, draws, noise=None) -> list[int]:
                 sys.modules[name] = old
         with contextlib.suppress(RuntimeError):
             model.load_state_dict(state)
-    return [round(score / 100 * len(loader.dataset)) for score in scores]  # it averages over equal batches, sorted
+    return [
+        round(score / 100 * len(loader.dataset)) for score in scores
+    ]  # it averages over equal batches, sorted
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.certify", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.certify", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--train", default="demo:train", help="what the network is trained on first")
+    parser.add_argument(
+        "--train", default="demo:train", help="what the network is trained on first"
+    )
     parser.add_argument("--clean", default="demo:test")
-    parser.add_argument("--epochs", type=int, default=4, help="of that training: enough to be above chance")
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="of that training: enough to be above chance"
+    )
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument(
-        "--batch", type=int, default=500, help="of the published loop, whose default is 512; the pictures divide by it"
+        "--batch",
+        type=int,
+        default=500,
+        help="of the published loop, whose default is 512; the pictures divide by it",
     )
     parser.add_argument("--sigma", type=float, default=0.01)
     parser.add_argument("--draws", type=int, default=2, help="noisy copies a side makes in a round")
@@ -206,7 +230,9 @@ def main() -> int:
     count = min(given.pictures, len(test)) // given.batch * given.batch
     if not count:
         parser.error(f"--batch {given.batch}: there are only {len(test)} pictures")
-    test = test.subset(torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count])
+    test = test.subset(
+        torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]
+    )
     about = facts(torch.device("cpu"))
     print("  ".join(f"{k} {v}" for k, v in about.items()), f" load {os.getloadavg()[0]:.1f}")
     config = VictimConfig(arch=given.arch, epochs=given.epochs, precision=resolve_precision("auto"))
@@ -216,7 +242,9 @@ def main() -> int:
     loader = DataLoader(Decoded(test), batch_size=given.batch)
 
     samplers = {
-        (arithmetic, compiled): Sampler(model, test, Smoothing(given.sigma, arithmetic=arithmetic), compile=compiled)
+        (arithmetic, compiled): Sampler(
+            model, test, Smoothing(given.sigma, arithmetic=arithmetic), compile=compiled
+        )
         for compiled in ((False, True) if given.compile else (False,))
         for arithmetic in ("fp32", "bf16-folded")
     }
@@ -227,20 +255,33 @@ def main() -> int:
     plain = out_of_place(model)
     wanted = published(copy.deepcopy(plain), loader, given.sigma, given.draws, noise)
     counts = {key: s.counts(range(given.draws)).tolist() for key, s in samplers.items()}
-    print("counts of the same draws: published", wanted, *(f"{k} {v}" for k, v in counts.items()), flush=True)
-    red = [f"{key}: {found}" for key, found in counts.items() if key[0] == "fp32" and found != wanted]
-    if folder and peer(folder, copy.deepcopy(plain), loader, given.sigma, given.draws, noise) != sorted(wanted):
+    print(
+        "counts of the same draws: published",
+        wanted,
+        *(f"{k} {v}" for k, v in counts.items()),
+        flush=True,
+    )
+    red = [
+        f"{key}: {found}" for key, found in counts.items() if key[0] == "fp32" and found != wanted
+    ]
+    if folder and peer(
+        folder, copy.deepcopy(plain), loader, given.sigma, given.draws, noise
+    ) != sorted(wanted):
         red.append("peer: its counts differ from the published loop's")
     if red:
         print("wrong results, nothing is timed:", *red, sep="\n  ")
         return 1
 
-    sides = {("published", "fp32", False): lambda: published(live, loader, given.sigma, given.draws)}
+    sides = {
+        ("published", "fp32", False): lambda: published(live, loader, given.sigma, given.draws)
+    }
     live = copy.deepcopy(plain)
     if folder:
         sides["peer", "fp32", False] = lambda: peer(folder, live, loader, given.sigma, given.draws)
     for (arithmetic, compiled), sampler in samplers.items():
-        sides["fastue", arithmetic, compiled] = lambda s=sampler: s.counts(range(given.draws)).tolist()
+        sides["fastue", arithmetic, compiled] = lambda s=sampler: s.counts(
+            range(given.draws)
+        ).tolist()
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *test.shape))
     work = counter.get_total_flops() * count / 1e9
@@ -253,7 +294,8 @@ def main() -> int:
                 call()
                 times[side].append((time.perf_counter() - start) / given.draws)
             print(
-                f"round {number + 1} {side} {times[side][-1]:.3f} s a draw, load {os.getloadavg()[0]:.1f}", flush=True
+                f"round {number + 1} {side} {times[side][-1]:.3f} s a draw, load {os.getloadavg()[0]:.1f}",
+                flush=True,
             )
         for arithmetic, dtype in (("fp32", torch.float32), ("bf16-folded", torch.bfloat16)):
             rates[arithmetic].append(matmul_rate(dtype))

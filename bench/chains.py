@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 
 
-def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std) -> Callable[[], torch.Tensor]:
+def linf_step(
+    noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std
+) -> Callable[[], torch.Tensor]:
     """The update in the public EMN code: eight calls, on the picture, not the noise; makes the next input too."""
     picture = x.float() / 255
     rows = noise[index].float() * scale
@@ -25,7 +27,9 @@ def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, 
     return run
 
 
-def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip) -> Callable[[], torch.Tensor]:
+def apply_noise(
+    x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip
+) -> Callable[[], torch.Tensor]:
     """Clone, add the rows of the bank, clamp, normalise, cast; crop and flip as one gather where asked for."""
     picture = x.float() / 255
     bank = noise.float() * scale
@@ -42,7 +46,10 @@ def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, f
             p = torch.nn.functional.pad(p, (pad, pad, pad, pad))
             top, left = torch.randint(0, 2 * pad + 1, (2, b), generator=g)
             columns = torch.arange(w).expand(b, w)
-            columns = torch.where(torch.rand(b, 1, generator=g) < 0.5, columns.flip(1), columns) + left[:, None]
+            columns = (
+                torch.where(torch.rand(b, 1, generator=g) < 0.5, columns.flip(1), columns)
+                + left[:, None]
+            )
             lines = torch.arange(h) + top[:, None]
             batch = torch.arange(b)[:, None, None]
             p = p[batch, :, lines[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -94,13 +101,17 @@ def count_correct(logits, y, counts, slot) -> Callable[[], torch.Tensor]:
     return run
 
 
-def conv(x, weight, bias, gate, residual, out, stride, padding, transposed, relu) -> Callable[[], torch.Tensor]:
+def conv(
+    x, weight, bias, gate, residual, out, stride, padding, transposed, relu
+) -> Callable[[], torch.Tensor]:
     """torch's own convolution, oneDNN's, with its ReLU, or what autograd calls for the gradient of its input."""
     sizes = (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1
 
     def run():
         if transposed:
-            return torch.ops.aten.convolution_backward(x, out, weight, None, *sizes, (True, False, False))[0]
+            return torch.ops.aten.convolution_backward(
+                x, out, weight, None, *sizes, (True, False, False)
+            )[0]
         y = torch.nn.functional.conv2d(x, weight, None, stride, padding)
         return torch.relu_(y) if relu else y
 
@@ -115,4 +126,6 @@ def conv_weights(x, grad, out, stride, padding) -> Callable[[], torch.Tensor]:
     """What autograd calls, oneDNN's."""
     weight = out.to(x.dtype, memory_format=torch.channels_last)
     sizes = (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1
-    return lambda: torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes, (False, True, False))[1]
+    return lambda: torch.ops.aten.convolution_backward(
+        grad, x, weight, None, *sizes, (False, True, False)
+    )[1]

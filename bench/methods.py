@@ -96,16 +96,22 @@ def peer_inner(folder: str):
 
     def inner(model, images, labels, noise, steps):
         tool = toolbox.PerturbationTool(seed=0, epsilon=EPS, num_steps=steps, step_size=STEP)
-        _, eta = tool.min_min_attack(images, labels, model, None, torch.nn.CrossEntropyLoss(), random_noise=noise)
+        _, eta = tool.min_min_attack(
+            images, labels, model, None, torch.nn.CrossEntropyLoss(), random_noise=noise
+        )
         return eta
 
     return inner
 
 
-@use_backend("reference")  # torch's own convolutions: in bf16 those of our networks are a kernel of ours
+@use_backend(
+    "reference"
+)  # torch's own convolutions: in bf16 those of our networks are a kernel of ours
 def tuned(data, given, precision):
     """The same iteration by index, in channels_last, under autocast where precision is bf16."""
-    model = models.build(given.arch, data.num_classes, data.shape[0]).to(memory_format=torch.channels_last)
+    model = models.build(given.arch, data.num_classes, data.shape[0]).to(
+        memory_format=torch.channels_last
+    )
     optimizer = sgd(model, 0.1)
     noise = torch.zeros(data.images.shape).contiguous(memory_format=torch.channels_last)
     chunks = torch.arange(len(data)).split(given.batch)
@@ -117,7 +123,14 @@ def tuned(data, given, precision):
     model.eval().requires_grad_(False)
     wrong = 0
     for rows in chunks:
-        eta = tuned_inner(model, to_input(data.images[rows]), data.labels[rows], noise[rows], given.steps, precision)
+        eta = tuned_inner(
+            model,
+            to_input(data.images[rows]),
+            data.labels[rows],
+            noise[rows],
+            given.steps,
+            precision,
+        )
         noise[rows] = eta
     with torch.no_grad(), autocast(data.device, precision):
         for rows in chunks:
@@ -128,7 +141,12 @@ def tuned(data, given, precision):
 
 def tuned_inner(model, images, labels, eta, steps, precision="float32"):
     for _ in range(steps):
-        p = (images + eta).clamp_(0, 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+        p = (
+            (images + eta)
+            .clamp_(0, 1)
+            .contiguous(memory_format=torch.channels_last)
+            .requires_grad_()
+        )
         with autocast(p.device, precision):
             loss = F.cross_entropy(model(p), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, p)
@@ -138,7 +156,9 @@ def tuned_inner(model, images, labels, eta, steps, precision="float32"):
 
 
 def ours(data, given, precision):
-    config = EMNConfig(arch=given.arch, batch=given.batch, steps=given.steps, max_sweeps=1, precision=precision)
+    config = EMNConfig(
+        arch=given.arch, batch=given.batch, steps=given.steps, max_sweeps=1, precision=precision
+    )
     return emn(data, config).history[-1]["error"]
 
 
@@ -159,7 +179,9 @@ def gate(data, given, inners: dict) -> list[str]:
     # One step from zero noise, kept inside [0, 1] as every side's picture is.
     wanted = ((images.double() - STEP * gradient.sign()).clamp(0, 1) - images.double()) * 255
 
-    results = {name: inner(model, images, y, torch.zeros_like(images), 1) for name, inner in inners.items()}
+    results = {
+        name: inner(model, images, y, torch.zeros_like(images), 1) for name, inner in inners.items()
+    }
     results["tuned"] = tuned_inner(model, images, y, torch.zeros_like(images), 1)
     noise = torch.zeros_like(images)
     theta, rows = FrozenCopy(model, "float32"), torch.arange(n)
@@ -176,7 +198,9 @@ def gate(data, given, inners: dict) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.methods", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--pictures", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
@@ -187,7 +211,9 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print, write no CSV")
     given = parser.parse_args()
     data = open_dataset(given.source)
-    data = data.subset(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: given.pictures])
+    data = data.subset(
+        torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: given.pictures]
+    )
     inners = {"published": min_min}
     if given.peer:
         name, _, folder = given.peer.partition("=")
@@ -200,7 +226,10 @@ def main() -> int:
         print("wrong results, nothing is timed:", *red, sep="\n  ")
         return 1
     precisions = ["float32"] + (["bf16"] if resolve_precision("auto") == "bf16" else [])
-    sides = {(name, "float32"): lambda inner=inner: published(data, given, inner) for name, inner in inners.items()}
+    sides = {
+        (name, "float32"): lambda inner=inner: published(data, given, inner)
+        for name, inner in inners.items()
+    }
     for precision in precisions:
         sides["tuned", precision] = lambda precision=precision: tuned(data, given, precision)
         sides["fastue", precision] = lambda precision=precision: ours(data, given, precision)
@@ -208,7 +237,11 @@ def main() -> int:
     with contextlib.suppress(KeyboardInterrupt):  # what is measured so far counts
         for number in range(given.rounds):
             for side, run in sides.items():
-                with freed_memory_kept() if side[0] in ("tuned", "fastue") else contextlib.nullcontext():
+                with (
+                    freed_memory_kept()
+                    if side[0] in ("tuned", "fastue")
+                    else contextlib.nullcontext()
+                ):
                     start = time.perf_counter()
                     error = run()
                     times[side].append(time.perf_counter() - start)

@@ -19,7 +19,10 @@ NO_GPU = """## GPU
 Not measured on a GPU. On a machine with one, `python -m bench.ops`, `python -m bench.methods` and
 `python -m bench.certify` add the rows.
 """
-TITLES = {"methods": "Methods, a whole EMN iteration", "certify": "Certify, seconds for a noisy copy of a network"}
+TITLES = {
+    "methods": "Methods, a whole EMN iteration",
+    "certify": "Certify, seconds for a noisy copy of a network",
+}
 OPS = (
     "op", "case", "dtype", "backend", "p50_ms", "GB_per_s", "percent_of_copy", "times_chain", "times_reference",
     "peak_MiB", "load", "commit",

@@ -106,7 +106,9 @@ def _radius(a, b):
     low = ((b ^ turned) & 255).to(tl.int32, bitcast=True).to(tl.float32)
     t = high * 4.656612873077393e-10 + (low + 0.5) * 1.8189894035458565e-12
     bits = t.to(tl.uint32, bitcast=True)
-    y = tl.where(turned != 0, t, 2.0 - ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True))
+    y = tl.where(
+        turned != 0, t, 2.0 - ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    )
     e = ((bits >> 23).to(tl.int32, bitcast=True) - 127).to(tl.float32)
     whole = tl.where(turned != 0, 0.0, e * -1.3862943649291992)
     y2 = y * y
@@ -124,9 +126,13 @@ def _turn(b):
     quarter = b + 0x20000000
     x = (((quarter >> 7) & 0x7FFFFE) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
     g = x * x
-    s = ((-0.004628783091902733 * g + 0.07969201356172562) * g - 0.6459649801254272) * g + 1.5707963705062866
+    s = (
+        (-0.004628783091902733 * g + 0.07969201356172562) * g - 0.6459649801254272
+    ) * g + 1.5707963705062866
     s = x * s
-    c = ((0.0008943388820625842 * g - 0.02085557021200657) * g + 0.25366854667663574) * g - 1.2337005138397217
+    c = (
+        (0.0008943388820625842 * g - 0.02085557021200657) * g + 0.25366854667663574
+    ) * g - 1.2337005138397217
     c = c * g + 1.0
     odd = (quarter & 0x40000000) != 0
     cosine = tl.where(odd, s, c).to(tl.uint32, bitcast=True) ^ ((quarter + 0x40000000) & 0x80000000)
@@ -147,9 +153,14 @@ def layout_flags(**tensors: torch.Tensor | None) -> dict[str, bool | int]:
     """C, AREA, INTERLEAVED: how elements are counted, and NAME_CROSSED for each tensor."""
     _, c, h, w = tensors["x"].shape
     flat = c == 1 or h * w == 1  # both layouts are one
-    interleaved = {k: t is not None and not flat and not t.is_contiguous() for k, t in tensors.items()}
+    interleaved = {
+        k: t is not None and not flat and not t.is_contiguous() for k, t in tensors.items()
+    }
     order = any(interleaved.values())
-    other = {f"{k.upper()}_CROSSED": order and t is not None and not interleaved[k] for k, t in tensors.items()}
+    other = {
+        f"{k.upper()}_CROSSED": order and t is not None and not interleaved[k]
+        for k, t in tensors.items()
+    }
     return {"C": c, "AREA": h * w, "INTERLEAVED": order, **other}
 
 
@@ -157,14 +168,18 @@ def crossed(flags: dict[str, bool | int]) -> bool:
     return any(v for k, v in flags.items() if k.endswith("_CROSSED"))
 
 
-def blocking(flags: dict[str, bool | int], *tensors: torch.Tensor | None, scattered: bool = False) -> dict[str, int]:
+def blocking(
+    flags: dict[str, bool | int], *tensors: torch.Tensor | None, scattered: bool = False
+) -> dict[str, int]:
     """BLOCK and num_warps for elementwise work on these tensors.
 
     Eight elements a thread are 16 bytes of half precision, four are float32's 16 bytes; with more
     of them Triton takes the stores through shared memory. Four, too, where a tensor is read element
     by element: a warp stays close together.
     """
-    few = scattered or crossed(flags) or any(t is not None and t.element_size() > 2 for t in tensors)
+    few = (
+        scattered or crossed(flags) or any(t is not None and t.element_size() > 2 for t in tensors)
+    )
     largest = 8192 if interpreted() else 1024
     block = min(largest, max(256, triton.next_power_of_2(flags["C"] * flags["AREA"])))
     return {"BLOCK": block, "num_warps": block // (128 if few else 256)}

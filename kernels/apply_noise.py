@@ -75,12 +75,16 @@ def apply_noise_kernel(
     if COMPACT:
         n = n * scale
     here = i * (C * area)
-    x = tl.load(x_ptr + here + place(source, channel, from_pixel, area, X_CROSSED), mask=visible, other=0)
+    x = tl.load(
+        x_ptr + here + place(source, channel, from_pixel, area, X_CROSSED), mask=visible, other=0
+    )
     v = limit(unit_pixel(x) + n, 0.0, 1.0)
     if CROP:
         v = tl.where(visible, v, 0.0)
     if NORMALISE:
-        v = (v - of_channel(channel, mean0, mean1, mean2)) * of_channel(channel, inverse0, inverse1, inverse2)
+        v = (v - of_channel(channel, mean0, mean1, mean2)) * of_channel(
+            channel, inverse0, inverse1, inverse2
+        )
     v = tl.where(known, v, float("nan"))
     at = here + place(e, channel, pixel, area, OUT_CROSSED)
     tl.store(out_ptr + at, narrow(v, out_ptr.dtype.element_ty), mask=inside)
@@ -107,7 +111,9 @@ def launches():
     """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
     with them, the tensors that are read singly."""
     index, three = torch.arange(2), [0.5] * 3
-    for number, (bank, dtype) in enumerate((b, d) for b in (torch.float32, torch.int8) for d in _common.FLOATS):
+    for number, (bank, dtype) in enumerate(
+        (b, d) for b in (torch.float32, torch.int8) for d in _common.FLOATS
+    ):
         first = number % 2 == 0
         noise, x, out = (_common.example(t, first) for t in (bank, torch.uint8, dtype))
         yield (x, noise, index, out, three, three, 1.0, None, 7, 0, 0, False), ()

@@ -63,7 +63,11 @@ def blocking(classes: int, flags: dict[str, bool | int]) -> dict[str, int]:
         block //= 2
     warps = block // 128
     crossed = flags["GRAD_CROSSED"] or flags["X_CROSSED"]
-    ahead = {"STAGES": 1, "UNROLL": 4} if crossed or elements % 4 else {"STAGES": 16 // warps, "UNROLL": 1}
+    ahead = (
+        {"STAGES": 1, "UNROLL": 4}
+        if crossed or elements % 4
+        else {"STAGES": 16 // warps, "UNROLL": 1}
+    )
     return {"BLOCK": block, "num_warps": warps, **ahead}
 
 
@@ -79,7 +83,16 @@ def class_step(noise, grad, x, y, step, eps, ascend):
         classes, order = torch.sort(y, stable=True)
         start = torch.searchsorted(classes, torch.arange(k + 1, device=y.device))
         class_step_kernel[(k, triton.cdiv(x[0].numel(), sizes["BLOCK"]))](
-            noise, grad, x, order, start, -step if ascend else step, eps, **flags, **sizes, enable_fp_fusion=False
+            noise,
+            grad,
+            x,
+            order,
+            start,
+            -step if ascend else step,
+            eps,
+            **flags,
+            **sizes,
+            enable_fp_fusion=False,
         )
 
 

@@ -29,7 +29,9 @@ def count_correct_kernel(
     for first in range(0, CLASSES, COLUMNS):
         j = first + tl.arange(0, COLUMNS)[None, :]
         inside = known[:, None] & (j < CLASSES)
-        v = tl.load(logits_ptr + (row * CLASSES)[:, None] + j, mask=inside, other=float("-inf")).to(tl.float32)
+        v = tl.load(logits_ptr + (row * CLASSES)[:, None] + j, mask=inside, other=float("-inf")).to(
+            tl.float32
+        )
         # An earlier one that is not smaller, a later one that is greater; NaN is greater than all numbers.
         before = j < place
         beats = (v > own) | (before & (v == own)) | ((v != v) & (before | (own == own)))
@@ -58,4 +60,7 @@ def launches():
     y, counts = torch.zeros((2, 4), dtype=torch.int64)
     for dtype in _common.FLOATS:
         for classes in (10, 100, 1000):
-            yield (torch.zeros((4, classes), dtype=dtype), y, counts, 0), ("logits",) if classes == 10 else ()
+            yield (
+                (torch.zeros((4, classes), dtype=dtype), y, counts, 0),
+                ("logits",) if classes == 10 else (),
+            )

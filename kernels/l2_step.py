@@ -70,7 +70,9 @@ def l2_step_kernel(
     here = i * (C * area)
     gradient_ptr += i * PIECES
     stepped_ptr += i * PIECES
-    g = tl.load(grad_ptr + here + place(e, channel, pixel, area, GRAD_CROSSED), mask=known, other=0).to(tl.float32)
+    g = tl.load(
+        grad_ptr + here + place(e, channel, pixel, area, GRAD_CROSSED), mask=known, other=0
+    ).to(tl.float32)
     if STAGE == GRADIENT:
         tl.store(gradient_ptr + piece, _squares(g))
     else:
@@ -84,7 +86,11 @@ def l2_step_kernel(
         else:
             length = _length(_squares(n), stepped_ptr, PIECES, SLOTS)
             n = n * tl.where(length > eps, eps / length, 1.0).to(tl.float32)
-            p = unit_pixel(tl.load(x_ptr + here + place(e, channel, pixel, area, X_CROSSED), mask=known, other=0))
+            p = unit_pixel(
+                tl.load(
+                    x_ptr + here + place(e, channel, pixel, area, X_CROSSED), mask=known, other=0
+                )
+            )
             n = limit(n, -p, 1.0 - p)
             tl.store(n_ptr, n, mask=known)
             if OUT:
@@ -107,7 +113,9 @@ def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
     group, stages, sums = pictures, (APPLY,), (index, index)
     if pieces > 1:
         touched = sum(t[0].nbytes for t in (noise, grad, x, out) if t is not None)
-        group = max(1, (2**18 if _common.interpreted() else CACHE) // touched)  # tests have small pictures
+        group = max(
+            1, (2**18 if _common.interpreted() else CACHE) // touched
+        )  # tests have small pictures
         stages = GRADIENT, STEPPED, APPLY
         sums = torch.empty((2, pictures, pieces), dtype=torch.float64, device=x.device)
     flags = _common.layout_flags(noise=noise, grad=grad, x=x, out=out)
@@ -131,7 +139,9 @@ def launches():
     for number, dtype in enumerate(_common.FLOATS):
         for side in (32, 64):  # whole pictures, and pieces
             first = number % 2 == 0
-            noise, grad, x, out = (_common.example(t, first, side) for t in (torch.float32, dtype, torch.uint8, dtype))
+            noise, grad, x, out = (
+                _common.example(t, first, side) for t in (torch.float32, dtype, torch.uint8, dtype)
+            )
             yield (noise, grad, x, index, 0.1, 0.1, False, None, [], []), ()
             yield (noise, grad, x, index, 0.1, 0.1, False, out, three, three), ()
             other = _common.example(dtype, not first, side)

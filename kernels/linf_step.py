@@ -55,7 +55,9 @@ def linf_step_kernel(
     if COMPACT:
         n = n * scale
     here = i * (C * area)
-    g = tl.load(grad_ptr + here + place(e, channel, pixel, area, GRAD_CROSSED), mask=known, other=0).to(tl.float32)
+    g = tl.load(
+        grad_ptr + here + place(e, channel, pixel, area, GRAD_CROSSED), mask=known, other=0
+    ).to(tl.float32)
     x = tl.load(x_ptr + here + place(e, channel, pixel, area, X_CROSSED), mask=known, other=0)
     p = unit_pixel(x)
     n = limit(limit(n - moved(g, step), -eps, eps), -p, 1.0 - p)
@@ -71,7 +73,9 @@ def linf_step_kernel(
     if OUT:
         v = limit(p + n, 0.0, 1.0)
         if NORMALISE:
-            v = (v - of_channel(channel, mean0, mean1, mean2)) * of_channel(channel, inverse0, inverse1, inverse2)
+            v = (v - of_channel(channel, mean0, mean1, mean2)) * of_channel(
+                channel, inverse0, inverse1, inverse2
+            )
         at = place(e, channel, pixel, area, OUT_CROSSED)
         tl.store(out_ptr + here + at, narrow(v, out_ptr.dtype.element_ty), mask=known)
 
@@ -97,7 +101,9 @@ def launches():
     """Arguments of launches that are compiled without a GPU, each dtype and branch at least once;
     with them, the tensors that are read singly."""
     index, three = torch.arange(2), [0.5] * 3
-    for number, (bank, dtype) in enumerate((b, d) for b in (torch.float32, torch.int8) for d in _common.FLOATS):
+    for number, (bank, dtype) in enumerate(
+        (b, d) for b in (torch.float32, torch.int8) for d in _common.FLOATS
+    ):
         first = number % 2 == 0
         noise, grad, x, out = (_common.example(t, first) for t in (bank, dtype, torch.uint8, dtype))
         yield (noise, grad, x, index, 0.1, 0.1, False, 1.0, None, None, [], []), ()

@@ -23,7 +23,9 @@ def tiny():
     """
     from fastue.data.dataset import ImageDataset
 
-    def make(per_class: int = 24, seed: int = 0, source: str = "tiny", contrast: int = 55) -> ImageDataset:
+    def make(
+        per_class: int = 24, seed: int = 0, source: str = "tiny", contrast: int = 55
+    ) -> ImageDataset:
         generator = np.random.default_rng(seed)
         x = generator.integers(60, 190, (4 * per_class, 12, 12, 3))
         y = np.repeat(np.arange(4), per_class)
@@ -64,5 +66,7 @@ def pytest_report_header() -> list[str]:
     import fastue.ops  # noqa: F401 - registers the ops
     from fastue.core import opspec
 
-    reasons = {(b.name, checks.why_absent(op, b)) for op in opspec.registry().values() for b in op.backends}
+    reasons = {
+        (b.name, checks.why_absent(op, b)) for op in opspec.registry().values() for b in op.backends
+    }
     return [f"not tested here: {name} ({why})" for name, why in sorted(reasons) if why]

@@ -50,7 +50,9 @@ class Clock:
         total = time.perf_counter() - self.started
         spans = sorted(self.seconds.items(), key=lambda span: -span[1])
         spans.append(("other", total - sum(self.seconds.values())))
-        return "\n".join(f"{name:<12} {spent:8.2f} s {100 * spent / total:5.1f} %" for name, spent in spans)
+        return "\n".join(
+            f"{name:<12} {spent:8.2f} s {100 * spent / total:5.1f} %" for name, spent in spans
+        )
 
     def _wait(self) -> None:
         if self.device is not None and self.device.type == "cuda":

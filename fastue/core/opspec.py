@@ -21,7 +21,10 @@ from fastue.core import env, native
 FLOAT32 = frozenset({torch.float32})
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 NAMES = ("auto", "reference", "cpp", "triton", "cuda")
-CAPABILITY = (8, 0)  # the oldest GPU that csrc/ is compiled for (setup.py) and that has Triton's bfloat16
+CAPABILITY = (
+    8,
+    0,
+)  # the oldest GPU that csrc/ is compiled for (setup.py) and that has Triton's bfloat16
 READY_CALLS = 4096  # remembered by an op; a call that is new costs its checks, no more
 
 _LIBRARY = torch.library.Library("fastue", "DEF")
@@ -112,7 +115,11 @@ class OpSpec:
     @cached_property
     def mutated(self) -> tuple[int, ...]:
         """Positions of the arguments that the op writes."""
-        return tuple(i for i, a in enumerate(self.arguments) if a.alias_info is not None and a.alias_info.is_write)
+        return tuple(
+            i
+            for i, a in enumerate(self.arguments)
+            if a.alias_info is not None and a.alias_info.is_write
+        )
 
     @cached_property
     def _chosen(self) -> dict[tuple, Callable]:
@@ -136,7 +143,10 @@ class OpSpec:
                 found = (backend.load(self.name), "")
             except (ImportError, AttributeError) as error:
                 reason = str(error)
-                found = (None, reason if reason.startswith("not available") else f"not available: {reason}")
+                found = (
+                    None,
+                    reason if reason.startswith("not available") else f"not available: {reason}",
+                )
             self._functions[backend.name] = found
         return found
 
@@ -150,7 +160,9 @@ class OpSpec:
             reasons.append(f"its tensors are on several devices: {', '.join(map(str, devices))}")
         interpreting = backend.interpretable and env.triton_interprets()
         for device in devices:
-            if device.type != backend.device and not (interpreting and named and device.type == "cpu"):
+            if device.type != backend.device and not (
+                interpreting and named and device.type == "cpu"
+            ):
                 reasons.append(f"runs on {backend.device}, tensor is on {device.type}")
             elif device.type == "cuda" and (old := too_old(device)):
                 reasons.append(old)
@@ -193,7 +205,9 @@ class OpSpec:
     def _run(self, function: Callable, args: Sequence[Any]) -> Any:
         """Tell autograd what was written: the native ops themselves do not."""
         result = function(*args)
-        written = [args[i] for i in self.mutated if args[i] is not None and not args[i].is_inference()]
+        written = [
+            args[i] for i in self.mutated if args[i] is not None and not args[i].is_inference()
+        ]
         torch._C._increment_version(written)
         return result
 
@@ -217,7 +231,9 @@ class OpSpec:
             return self.reference
         named = [b for b in self.backends if b.name == wanted]
         if not named:
-            raise BackendError(f"{self.name}: there is no {wanted} backend, only {', '.join(self.backend_names)}")
+            raise BackendError(
+                f"{self.name}: there is no {wanted} backend, only {', '.join(self.backend_names)}"
+            )
         reasons = self.why_not(named[0], args)
         if reasons:
             raise BackendError(f"{self.name} cannot run on {wanted}: {'; '.join(reasons)}")
@@ -234,7 +250,9 @@ class OpSpec:
         if here and device not in _warned and all(self.function(b)[0] is None for b in here):
             _warned.add(device)
             why = "; ".join(f"{b.name} {self.function(b)[1]}" for b in here)
-            warnings.warn(f"fastue runs on the plain PyTorch reference, which is slower ({why})", stacklevel=4)
+            warnings.warn(
+                f"fastue runs on the plain PyTorch reference, which is slower ({why})", stacklevel=4
+            )
 
 
 _warned: set[str] = set()

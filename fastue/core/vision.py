@@ -31,7 +31,9 @@ def import_timm(part: str = "") -> ModuleType:
 
 def _load(package: str, part: str) -> ModuleType:
     if importlib.util.find_spec(package) is None:
-        raise UsageError(f"{package} is not installed: pip install 'fastue[vision]' with the pins of constraints.txt")
+        raise UsageError(
+            f"{package} is not installed: pip install 'fastue[vision]' with the pins of constraints.txt"
+        )
     prepare()
     return importlib.import_module(f"{package}.{part}" if part else package)
 

@@ -36,14 +36,18 @@ def device_of(backend: opspec.Backend) -> str:
 def why_absent(op: opspec.OpSpec, backend: opspec.Backend) -> str:
     """Why nothing of this backend can be tested here, "" where it can."""
     device = device_of(backend)
-    return op.function(backend)[1] or ("" if device in devices() else f"not available: no {device} device")
+    return op.function(backend)[1] or (
+        "" if device in devices() else f"not available: no {device} device"
+    )
 
 
 def tested(op: opspec.OpSpec) -> list[Side]:
     """The backends that run here or that FASTUE_REQUIRE names; the run's header lists the others."""
     why = {b: why_absent(op, b) for b in op.backends}
     absent = {b for b, reason in why.items() if reason and b.name not in env.required_backends()}
-    absent |= {b for b, reason in why.items() if "this CPU lacks" in reason}  # nothing could be installed
+    absent |= {
+        b for b, reason in why.items() if "this CPU lacks" in reason
+    }  # nothing could be installed
     sides = [Side(b.name, device_of(b)) for b in op.backends if b not in absent]
     return sides + [Side("reference", device) for device in devices()]
 
@@ -62,12 +66,18 @@ def poison(dtype: torch.dtype, written: bool):
     """Beside what is only read NaN, so that reading on shows; a kernel that writes on would keep it, so not there."""
     if dtype.is_floating_point:
         return 173.25 if written else torch.nan
-    return True if dtype == torch.bool else {torch.uint8: 173, torch.int8: 99, torch.int64: 2**40}.get(dtype, 2**14)
+    return (
+        True
+        if dtype == torch.bool
+        else {torch.uint8: 173, torch.int8: 99, torch.int64: 2**40}.get(dtype, 2**14)
+    )
 
 
 def used(t: torch.Tensor) -> int:
     """Elements from the first of t to its last."""
-    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    return (
+        1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    )
 
 
 def misalignment(t: torch.Tensor) -> int:
@@ -78,7 +88,9 @@ def misalignment(t: torch.Tensor) -> int:
 def guarded(t: torch.Tensor, written: bool = False, device: str = "cpu") -> torch.Tensor:
     """A copy of t, same strides and alignment, inside a larger buffer of poison."""
     lead = GUARD + misalignment(t)
-    buffer = torch.full((lead + used(t) + GUARD,), poison(t.dtype, written), dtype=t.dtype, device=device)
+    buffer = torch.full(
+        (lead + used(t) + GUARD,), poison(t.dtype, written), dtype=t.dtype, device=device
+    )
     return buffer.as_strided(t.shape, t.stride(), lead).copy_(t)
 
 
@@ -90,7 +102,9 @@ def on(device: str) -> Callable:
 def guards_intact(t: torch.Tensor, written: bool = False) -> bool:
     """Whether everything beside t in its buffer is still poison, bit for bit."""
     zone, first = t._base, t.storage_offset() - t._base.storage_offset()
-    same = zone.view(torch.uint8) == torch.full_like(zone, poison(t.dtype, written)).view(torch.uint8)
+    same = zone.view(torch.uint8) == torch.full_like(zone, poison(t.dtype, written)).view(
+        torch.uint8
+    )
     same = same.view(len(zone), t.element_size())
     return bool(same[:first].all() and same[first + used(t) :].all())
 
@@ -102,7 +116,10 @@ def names_written(op: opspec.OpSpec) -> set[str]:
 def copied(op: opspec.OpSpec, args: dict, convert=lambda t: t, place: Callable = guarded) -> dict:
     """The arguments with fresh tensors, placed in memory by `place(tensor, whether the op writes it)`."""
     written = names_written(op)
-    return {k: place(convert(v), k in written) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+    return {
+        k: place(convert(v), k in written) if isinstance(v, torch.Tensor) else v
+        for k, v in args.items()
+    }
 
 
 def to_float64(t: torch.Tensor) -> torch.Tensor:
@@ -165,13 +182,19 @@ def compare(op: opspec.OpSpec, args: dict, backend: str, place: Callable = guard
     band = (op.band(exact, **args) if op.band else None) or {}
     for name, value in got.items():
         wanted = exact[name]
-        assert value.shape == wanted.shape and value.dtype == own[name].dtype, f"{name}: {value.dtype} {value.shape}"
+        assert value.shape == wanted.shape and value.dtype == own[name].dtype, (
+            f"{name}: {value.dtype} {value.shape}"
+        )
         strides = results[name].stride()
         assert strides == own[name].stride(), f"{name}: strides {strides}, not {own[name].stride()}"
-        assert bool((value.isnan() == wanted.isnan()).all()), f"{name}: {int(value.isnan().sum())} NaN"
+        assert bool((value.isnan() == wanted.isnan()).all()), (
+            f"{name}: {int(value.isnan().sum())} NaN"
+        )
         if op.bitwise:
             different = _distance(value, own[name]) > 0
-            assert not different.any(), f"{name}: {int(different.sum())} values are not the reference's, bit for bit"
+            assert not different.any(), (
+                f"{name}: {int(different.sum())} values are not the reference's, bit for bit"
+            )
         mask, unit = band.get(name, (torch.zeros_like(wanted, dtype=torch.bool), 0.0))
         loss = _distance(own[name], wanted)
         floor = op.atol if value.dtype.is_floating_point else 0.0
@@ -179,12 +202,18 @@ def compare(op: opspec.OpSpec, args: dict, backend: str, place: Callable = guard
         error = _distance(value, wanted) - mask * unit
         if error.numel():
             worst = error.max().item()
-            assert worst <= allowed, f"{name}: off by {worst:.3g} at {_where(error)}, allowed {allowed:.3g}"
+            assert worst <= allowed, (
+                f"{name}: off by {worst:.3g} at {_where(error)}, allowed {allowed:.3g}"
+            )
     for name, value in given.items():
         if isinstance(value, torch.Tensor):
-            assert guards_intact(value, name in names_written(op)), f"{name}: memory beside it was written"
+            assert guards_intact(value, name in names_written(op)), (
+                f"{name}: memory beside it was written"
+            )
             if name not in got:
-                assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), f"{name}: an input was changed"
+                assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), (
+                    f"{name}: an input was changed"
+                )
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,9 @@ def doubled_by(over: int, before: int = 0):
 
     def doubled(out, a):
         def wide(t):
-            return t._base.as_strided((before + t.numel() + over,), (1,), t.storage_offset() - before)
+            return t._base.as_strided(
+                (before + t.numel() + over,), (1,), t.storage_offset() - before
+            )
 
         wide(out).copy_(2 * wide(a))
 
@@ -48,7 +50,8 @@ def toy_args(dtype):
 def test_a_kernel_that_writes_on_what_it_read_beyond_is_caught(over, before, dtype):
     """It turns the NaN beside its input into NaN beside its output."""
     right, wrong = (
-        toy(Backend("cpp", "cpu", FLOATS, lambda _, f=f: f)) for f in (doubled_by(0), doubled_by(over, before))
+        toy(Backend("cpp", "cpu", FLOATS, lambda _, f=f: f))
+        for f in (doubled_by(0), doubled_by(over, before))
     )
     checks.compare(right, toy_args(dtype), "cpp")
     with pytest.raises(AssertionError, match="out: memory beside it was written"):
@@ -61,7 +64,9 @@ def test_a_changed_input_is_caught():
         a[2] += 1
 
     with pytest.raises(AssertionError, match="a: an input was changed"):
-        checks.compare(toy(Backend("cpp", "cpu", FLOATS, lambda _: changes)), toy_args(torch.float32), "cpp")
+        checks.compare(
+            toy(Backend("cpp", "cpu", FLOATS, lambda _: changes)), toy_args(torch.float32), "cpp"
+        )
 
 
 def test_a_copy_keeps_strides_and_alignment():
@@ -100,26 +105,46 @@ def test_which_backend_is_tested_on_which_device(monkeypatch):
     both = [*cpu, "reference-cuda on cuda"]
     assert sides(gpu=False, interpreted=True, monkeypatch=monkeypatch) == ["triton on cpu", *cpu]
     assert sides(gpu=False, interpreted=False, monkeypatch=monkeypatch) == cpu
-    assert sides(gpu=True, interpreted=False, monkeypatch=monkeypatch) == ["cuda on cuda", "triton on cuda", *both]
-    assert sides(gpu=True, interpreted=True, monkeypatch=monkeypatch) == ["cuda on cuda", "triton on cpu", *both]
+    assert sides(gpu=True, interpreted=False, monkeypatch=monkeypatch) == [
+        "cuda on cuda",
+        "triton on cuda",
+        *both,
+    ]
+    assert sides(gpu=True, interpreted=True, monkeypatch=monkeypatch) == [
+        "cuda on cuda",
+        "triton on cpu",
+        *both,
+    ]
     assert sides(gpu=True, interpreted=False, monkeypatch=monkeypatch, load=missing) == both
 
 
-@pytest.mark.parametrize("gpu, load, reason", [(True, missing, "nothing was built"), (False, ready, "no cuda device")])
+@pytest.mark.parametrize(
+    "gpu, load, reason", [(True, missing, "nothing was built"), (False, ready, "no cuda device")]
+)
 def test_a_required_backend_that_is_missing_fails(gpu, load, reason, monkeypatch):
     monkeypatch.setenv("FASTUE_REQUIRE", "cuda,triton")
     listed = sides(gpu=gpu, interpreted=False, monkeypatch=monkeypatch, load=load)
     assert listed[:2] == ["cuda on cuda", "triton on cuda"]
     for name in ("cuda", "triton"):
-        with pytest.raises(pytest.fail.Exception, match=f"FASTUE_REQUIRE names {name}, but not available: {reason}"):
-            checks.need(toy(*all_backends(load)), checks.Side(name, "cuda"), toy_args(torch.float32))
+        with pytest.raises(
+            pytest.fail.Exception, match=f"FASTUE_REQUIRE names {name}, but not available: {reason}"
+        ):
+            checks.need(
+                toy(*all_backends(load)), checks.Side(name, "cuda"), toy_args(torch.float32)
+            )
 
 
 def test_the_benchmark_leaves_out_what_cannot_run_and_says_why(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert ops.left_out(toy(*all_backends(ready)), cpu) == {"cuda": "runs on cuda", "triton": "runs on cuda"}
-    assert ops.left_out(toy(*all_backends(ready)), cuda) == {"triton": "is interpreted", "cpp": "runs on cpu"}
+    assert ops.left_out(toy(*all_backends(ready)), cpu) == {
+        "cuda": "runs on cuda",
+        "triton": "runs on cuda",
+    }
+    assert ops.left_out(toy(*all_backends(ready)), cuda) == {
+        "triton": "is interpreted",
+        "cpp": "runs on cpu",
+    }
     assert "nothing was built" in ops.left_out(toy(*all_backends(missing)), cuda)["cuda"]
 
 

@@ -25,7 +25,18 @@ BYTES = {  # budget, step, unit of the state; in 1/255
 @pytest.mark.parametrize("case", BYTES)
 def test_every_value(case, ascend, dtype):
     eps, step, scale = (v / 255 for v in BYTES[case])
-    kinds = [1.0, -1.0, 0.0, -0.0, float("nan"), -float("nan"), float("inf"), -float("inf"), 1e-40, -1e-40]
+    kinds = [
+        1.0,
+        -1.0,
+        0.0,
+        -0.0,
+        float("nan"),
+        -float("nan"),
+        float("inf"),
+        -float("inf"),
+        1e-40,
+        -1e-40,
+    ]
     stored, pixel, kind = torch.meshgrid(
         torch.arange(-127, 128), torch.arange(256), torch.arange(len(kinds)), indexing="ij"
     )
@@ -42,6 +53,8 @@ def test_every_value(case, ascend, dtype):
         results.append(checks.run(op, args, side.backend))
     wanted, found = results
     noise = found["noise"]
-    assert torch.equal(noise, wanted["noise"]) and (found["out"] - wanted["out"]).abs().max() <= 1e-7
+    assert (
+        torch.equal(noise, wanted["noise"]) and (found["out"] - wanted["out"]).abs().max() <= 1e-7
+    )
     if case != "no step":
         assert (noise.view(-1) != stored.reshape(-1)).float().mean() > 0.2

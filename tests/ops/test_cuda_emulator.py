@@ -83,13 +83,20 @@ def test_a_barrier_that_some_threads_never_reach_is_an_error(seed, call, library
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_collectives(seed, call):
-    values = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).round(decimals=2)
+    values = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).round(
+        decimals=2
+    )
     out = torch.empty(64, 9, dtype=torch.float64)
     assert call("collectives", values, out, seed=seed) == 0
     for t, row in enumerate(out.tolist()):
         warp = t // 32
-        total = (values[32 * warp : 32 * warp + 32] * 100).round().sum() / 100  # no rounding is left to the order
-        assert [round(v, 6) for v in row[:2]] == [0 if t % 32 else round(float(total), 6), round(float(total), 6)]
+        total = (
+            values[32 * warp : 32 * warp + 32] * 100
+        ).round().sum() / 100  # no rounding is left to the order
+        assert [round(v, 6) for v in row[:2]] == [
+            0 if t % 32 else round(float(total), 6),
+            round(float(total), 6),
+        ]
         assert row[2:] == [16, 6, warp == 1, warp == 1, 32 * warp + 7, 50, 1]
 
 
@@ -108,7 +115,10 @@ def test_blocks_of_a_grid_run_once_each_in_the_order_of_the_seed(call):
 def test_the_limits_of_a_grid(x, y, z, threads, call):
     order = torch.full((1,), -1, dtype=torch.int32)
     sizes = [ctypes.c_uint(n) for n in (x, y, z, threads)]
-    assert call("tickets", torch.zeros(1, dtype=torch.int32), order, *sizes) == INVALID and int(order) == -1
+    assert (
+        call("tickets", torch.zeros(1, dtype=torch.int32), order, *sizes) == INVALID
+        and int(order) == -1
+    )
 
 
 def test_conversions_are_torchs(call):
@@ -117,7 +127,9 @@ def test_conversions_are_torchs(call):
     numbers = torch.cat([halves.float(), halves.view(torch.bfloat16).float()])
     ties = (numbers.double() + numbers.roll(-1).double()).div(2).float()
     values = torch.cat([numbers, ties])
-    values = torch.cat([values, *(values.nextafter(torch.tensor(side)) for side in (-torch.inf, torch.inf))])
+    values = torch.cat(
+        [values, *(values.nextafter(torch.tensor(side)) for side in (-torch.inf, torch.inf))]
+    )
     values = values[torch.linspace(0, len(values) - 1, 260000).long()].contiguous()
     bf16, half = (torch.empty(len(values), dtype=torch.int16) for _ in range(2))
     back = torch.empty(65536)
@@ -128,7 +140,9 @@ def test_conversions_are_torchs(call):
         real = ~right.isnan()
         assert torch.equal(mine[real].view(torch.int16), right[real].view(torch.int16))
     assert torch.equal(back.isnan(), halves.isnan())
-    assert torch.equal(back.nan_to_num().view(torch.int32), halves.float().nan_to_num().view(torch.int32))
+    assert torch.equal(
+        back.nan_to_num().view(torch.int32), halves.float().nan_to_num().view(torch.int32)
+    )
 
 
 def test_launches_are_rewritten_whatever_stands_in_them():

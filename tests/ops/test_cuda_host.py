@@ -73,7 +73,9 @@ def test_an_unknown_row_gives_nan(op, library):
     for args in (good, bad):
         harness.native(op.name)(*args.values())
     unknown = torch.tensor([False, True, False, True, False])
-    assert bad["out"][unknown].isnan().all() and torch.equal(bad["out"][~unknown], good["out"][~unknown])
+    assert bad["out"][unknown].isnan().all() and torch.equal(
+        bad["out"][~unknown], good["out"][~unknown]
+    )
 
 
 def test_every_instance_is_launched_three_times(library):

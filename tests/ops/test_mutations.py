@@ -27,7 +27,11 @@ HEALTHY = ("cpp", "csrc/bindings.cpp", "PyMODINIT_FUNC", "PyMODINIT_FUNC")
 def mutants() -> dict[str, tuple[str, str, str, str]]:
     """Those of the rooms, fastue/ops/<op>/mutants.py, and those of the files that ops share."""
     modules = ["_mutants", *(f"{name}.mutants" for name in sorted(checks.OPS))]
-    tables = [importlib.import_module(f"fastue.ops.{m}") for m in modules if (OPS / f"{m.replace('.', '/')}.py").exists()]
+    tables = [
+        importlib.import_module(f"fastue.ops.{m}")
+        for m in modules
+        if (OPS / f"{m.replace('.', '/')}.py").exists()
+    ]
     return {name: mutant for table in tables for name, mutant in table.MUTANTS.items()}
 
 
@@ -102,11 +106,15 @@ def copy_with(mutant, folder: Path) -> Path:
     return folder
 
 
-def compile_sources(folder: Path, only: str | None = None, baseline: bool = True) -> dict[str, Path]:
+def compile_sources(
+    folder: Path, only: str | None = None, baseline: bool = True
+) -> dict[str, Path]:
     """The C++ files of `folder`, or one of them, as objects without a Python module; barely optimised, for one test."""
     home = Path(torch.__file__).parent
     bindings = folder / "csrc" / "bindings.cpp"
-    bindings.write_text(bindings.read_text().split("PyMODINIT_FUNC")[0].replace("#include <Python.h>\n", ""))
+    bindings.write_text(
+        bindings.read_text().split("PyMODINIT_FUNC")[0].replace("#include <Python.h>\n", "")
+    )
     flags = [
         "-c",
         "-O1",
@@ -122,7 +130,12 @@ def compile_sources(folder: Path, only: str | None = None, baseline: bool = True
         name = str(source.relative_to(folder))
         if only is None or name == only:
             made[name] = source.with_suffix(".o")
-            subprocess.run(["g++", *flags, source, "-o", made[name]], check=True, capture_output=True, text=True)
+            subprocess.run(
+                ["g++", *flags, source, "-o", made[name]],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
     return made
 
 
@@ -151,17 +164,31 @@ def build(mutant, folder: Path, objects: Callable[[bool], dict[str, Path]]) -> P
         folder, path if path.endswith(".cpp") else None, baseline=mutant[0] == "cpp"
     )
     library = folder / "mutant.so"
-    command = ["g++", "-shared", *mine.values(), "-o", library, f"-L{Path(torch.__file__).parent / 'lib'}"]
-    subprocess.run([*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True, capture_output=True, text=True)
+    command = [
+        "g++",
+        "-shared",
+        *mine.values(),
+        "-o",
+        library,
+        f"-L{Path(torch.__file__).parent / 'lib'}",
+    ]
+    subprocess.run(
+        [*command, "-ltorch", "-ltorch_cpu", "-lc10"], check=True, capture_output=True, text=True
+    )
     return library
 
 
-def judge(mutant, folder: Path, objects: Callable, cuda_objects: Path) -> subprocess.CompletedProcess:
+def judge(
+    mutant, folder: Path, objects: Callable, cuda_objects: Path
+) -> subprocess.CompletedProcess:
     """The mutant's cases, run in a process of their own."""
     if mutant[0] == "cuda":
         op = Path(mutant[1]).parent.name  # who is concerned
         return run_python(
-            CUDA_RUNNER, folder / "csrc", cuda_objects, op if (ROOT / "fastue/ops" / op).is_dir() else "*"
+            CUDA_RUNNER,
+            folder / "csrc",
+            cuda_objects,
+            op if (ROOT / "fastue/ops" / op).is_dir() else "*",
         )
     kind = "triton" if mutant[0] == "triton" else "cpp"
     place = folder / "kernels" if kind == "triton" else build(mutant, folder, objects)
@@ -174,7 +201,9 @@ def judge(mutant, folder: Path, objects: Callable, cuda_objects: Path) -> subpro
 def run_python(code: str, *args) -> subprocess.CompletedProcess:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
 
 
 @pytest.mark.slow
@@ -187,7 +216,9 @@ def test_a_planted_bug_is_caught(name, tmp_path, objects, cuda_objects):
         pytest.skip("this CPU has no AMX")
     found = judge(mutant, copy_with(mutant, tmp_path), objects, cuda_objects)
     # A crash counts too: that is how reading beyond a buffer shows in Triton's interpreter.
-    assert found.returncode == 3 or found.returncode < 0, f"{name}: nothing noticed\n{found.stdout}{found.stderr}"
+    assert found.returncode == 3 or found.returncode < 0, (
+        f"{name}: nothing noticed\n{found.stdout}{found.stderr}"
+    )
 
 
 @pytest.mark.slow

@@ -15,7 +15,11 @@ CASES = [
     for dtype in op.dtypes
     for case in checks.cases(op, dtype)
 ]
-ON_SIDES = [pytest.param(*p.values, side, id=f"{p.id}-{side}") for p in CASES for side in checks.tested(p.values[0])]
+ON_SIDES = [
+    pytest.param(*p.values, side, id=f"{p.id}-{side}")
+    for p in CASES
+    for side in checks.tested(p.values[0])
+]
 FIRST = [p for p in CASES if p.values[1] == p.values[0].dtypes[0]]
 BAD = [
     pytest.param(op, case, side, id=f"{op.name}-{case}-{side}")
@@ -98,7 +102,10 @@ def test_cases_can_fail(op):
             assert list(args) == [a.name for a in op.arguments], name
             for key, value in args.items():
                 if isinstance(value, torch.Tensor):
-                    assert torch.equal(value.nan_to_num(), again[name][key].nan_to_num()), (name, key)
+                    assert torch.equal(value.nan_to_num(), again[name][key].nan_to_num()), (
+                        name,
+                        key,
+                    )
 
 
 @pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
@@ -122,7 +129,9 @@ def test_gradients(op):
                 got = _gradients(function, [_leaf(v) if _is_float(v) else v for v in args])
             for value, mine, wanted in zip(got, own, exact, strict=True):
                 loss = (mine - wanted).abs().amax() if wanted.numel() else 0.0
-                assert ((value.cpu() - wanted).abs() <= 2 * loss + op.atol).all(), f"{case} on {side}"
+                assert ((value.cpu() - wanted).abs() <= 2 * loss + op.atol).all(), (
+                    f"{case} on {side}"
+                )
 
 
 def _is_float(value) -> bool:

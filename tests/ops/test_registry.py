@@ -70,8 +70,13 @@ def test_a_named_backend_runs_or_says_every_reason(registered):
         torch.ops.fastue.toy_named(torch.ones(2, dtype=torch.float16), 3.0)
     for reason in ("nothing was built", "no torch.float16"):
         assert reason in str(caught.value)
-    assert "runs on cpu, tensor is on meta" in op.why_not(op.backends[0], [torch.ones(2, device="meta"), 3.0])
-    with opspec.use_backend("triton"), pytest.raises(BackendError, match="there is no triton backend"):
+    assert "runs on cpu, tensor is on meta" in op.why_not(
+        op.backends[0], [torch.ones(2, device="meta"), 3.0]
+    )
+    with (
+        opspec.use_backend("triton"),
+        pytest.raises(BackendError, match="there is no triton backend"),
+    ):
         torch.ops.fastue.toy_named(torch.ones(2), 3.0)
     with pytest.raises(BackendError, match="choose one of"), opspec.use_backend("gpu"):
         pass
@@ -105,10 +110,18 @@ def test_no_warning_for_a_dtype_that_only_the_reference_has(registered):
 
 
 def test_a_differentiable_op_has_its_gradient_declared_once(registered):
-    registered(make("toy_grad", lambda name: scaled_reference, backward=lambda ctx, g: (g * ctx.factor, None)))
+    registered(
+        make(
+            "toy_grad",
+            lambda name: scaled_reference,
+            backward=lambda ctx, g: (g * ctx.factor, None),
+        )
+    )
     a = torch.rand(4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: torch.ops.fastue.toy_grad(t, 2.5), a)
-    torch.library.opcheck(torch.ops.fastue.toy_grad.default, (torch.rand(4, requires_grad=True), 2.5))
+    torch.library.opcheck(
+        torch.ops.fastue.toy_grad.default, (torch.rand(4, requires_grad=True), 2.5)
+    )
 
 
 def test_a_written_tensor_is_known_to_autograd():

@@ -19,7 +19,15 @@ FAST = [side.backend for side in checks.tested(OP) if side.backend != "reference
 DEVICE = dict(checks.tested(OP)) | {"auto": "cpu", "reference": "cpu"}
 
 
-def noise(blocks, draws, *, backend="auto", dtype=torch.float32, seed=11, purpose=fastue.ops.WEIGHTS_CERTIFY):
+def noise(
+    blocks,
+    draws,
+    *,
+    backend="auto",
+    dtype=torch.float32,
+    seed=11,
+    purpose=fastue.ops.WEIGHTS_CERTIFY,
+):
     """[K, D]: z alone."""
     base, table, draws = torch.zeros(64 * sum(blocks)), table_of(blocks), torch.tensor(draws)
     given = [t.to(DEVICE[backend]) for t in (base, table, draws)]
@@ -38,7 +46,11 @@ def exact(blocks, draws, **more):
     [
         ((0, 0, 0, 0), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
         ((2**32 - 1,) * 4, -1, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            0x299F31D0A4093822,
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
     ],
     ids=["zeros", "ones", "pi"],
 )
@@ -61,7 +73,9 @@ def test_definition_by_hand():
 
 def bits(args: dict, backend: str) -> torch.Tensor:
     """What a backend writes, on its own device."""
-    return checks.run(OP, checks.copied(OP, args, place=checks.on(DEVICE[backend])), backend)["out"].cpu()
+    return checks.run(OP, checks.copied(OP, args, place=checks.on(DEVICE[backend])), backend)[
+        "out"
+    ].cpu()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -74,7 +88,9 @@ def test_backends_give_the_same_bits(dtype):
         first, *others = (bits(args, backend) for backend in FAST)
         rounded = bits(wide, FAST[-1]).to(dtype)
         for other in (*others, rounded):
-            assert torch.equal(torch.nan_to_num(first).view(torch.uint8), torch.nan_to_num(other).view(torch.uint8))
+            assert torch.equal(
+                torch.nan_to_num(first).view(torch.uint8), torch.nan_to_num(other).view(torch.uint8)
+            )
 
 
 def band(backend: str, blocks: int, draws: range) -> float:
@@ -84,7 +100,9 @@ def band(backend: str, blocks: int, draws: range) -> float:
     for draw in draws:
         z, wanted = noise([blocks], [draw], backend=backend)[0].double(), exact([blocks], [draw])[0]
         error, unit = (z - wanted).abs(), 2.0 ** (torch.frexp(wanted).exponent - 24)
-        assert (error <= 4 * unit + 1e-15).all(), f"{(error / unit).max():.2f} units in the last place"
+        assert (error <= 4 * unit + 1e-15).all(), (
+            f"{(error / unit).max():.2f} units in the last place"
+        )
         worst = max(worst, error.max().item())
     return worst
 
@@ -125,14 +143,20 @@ def test_a_draw_depends_on_its_number_alone():
     finally:
         torch.set_num_threads(threads)
     alone = torch.zeros(64 * 33)
-    part = weight_noise(alone, table_of([33], [1]), torch.tensor(draws), sigma=1.0, seed=11, purpose=2)
+    part = weight_noise(
+        alone, table_of([33], [1]), torch.tensor(draws), sigma=1.0, seed=11, purpose=2
+    )
     assert torch.equal(part, together[:, 64 * 700 : 64 * 733])
 
 
 def test_every_part_of_the_key_counts():
     """Other seed (either half), purpose, draw or parameter, other numbers: no value of one set is found in another."""
     sets = [noise([8], [0])[0], noise([8], [1])[0], noise([8], [0], purpose=3)[0]]
-    sets += [noise([8], [0], seed=12)[0], noise([8], [0], seed=11 + 2**32)[0], noise([0, 8], [0])[0]]
+    sets += [
+        noise([8], [0], seed=12)[0],
+        noise([8], [0], seed=11 + 2**32)[0],
+        noise([0, 8], [0])[0],
+    ]
     together = torch.cat(sets)
     assert len(together.unique()) >= len(together) - 2
 
@@ -140,16 +164,29 @@ def test_every_part_of_the_key_counts():
 def is_normal(z: torch.Tensor) -> None:
     """Moments, the whole distribution, the tails and the sum of squares of independent N(0, 1)."""
     z, n = z.flatten().double(), z.numel()
-    for power, (mean, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96), 6: (15, 10170)}.items():
-        assert abs((z**power).mean().item() - mean) <= 4 * math.sqrt(variance / n), f"moment {power}"
-    ordered, steps = torch.special.ndtr(z.sort().values), torch.arange(n + 1, dtype=torch.float64) / n
+    for power, (mean, variance) in {
+        1: (0, 1),
+        2: (1, 2),
+        3: (0, 15),
+        4: (3, 96),
+        6: (15, 10170),
+    }.items():
+        assert abs((z**power).mean().item() - mean) <= 4 * math.sqrt(variance / n), (
+            f"moment {power}"
+        )
+    ordered, steps = (
+        torch.special.ndtr(z.sort().values),
+        torch.arange(n + 1, dtype=torch.float64) / n,
+    )
     distance = max((steps[1:] - ordered).max().item(), (ordered - steps[:-1]).max().item())
     assert distance * math.sqrt(n) <= 2.2, f"Kolmogorov-Smirnov: {distance:.2e}"  # once in 8000
     for bound in (1e-3, 3.0, 4.0, 4.5, 5.0, 5.5):
         p = 2 * stats.norm.sf(bound) if bound > 1 else 2 * stats.norm.cdf(bound) - 1
         count = int((z.abs() > bound).sum() if bound > 1 else (z.abs() < bound).sum())
         law = stats.binom(n, p)
-        assert min(law.cdf(count), law.sf(count - 1)) > 1e-5, f"{count} beyond {bound}, expected {n * p:.1f}"
+        assert min(law.cdf(count), law.sf(count - 1)) > 1e-5, (
+            f"{count} beyond {bound}, expected {n * p:.1f}"
+        )
     assert 1e-5 < stats.chi2.cdf((z * z).sum().item(), n) < 1 - 1e-5
 
 
@@ -194,4 +231,6 @@ def test_tails_in_very_many_draws():
             counts[bound] += int((z > bound).sum())
     for bound, count in counts.items():
         law = stats.poisson(2**28 * 2 * stats.norm.sf(bound))
-        assert min(law.cdf(count), law.sf(count - 1)) > 1e-4, f"{count} beyond {bound}, expected {law.mean():.1f}"
+        assert min(law.cdf(count), law.sf(count - 1)) > 1e-4, (
+            f"{count} beyond {bound}, expected {law.mean():.1f}"
+        )

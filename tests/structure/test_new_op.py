@@ -139,19 +139,30 @@ def project(tmp_path) -> Path:
     room.mkdir()
     for name, text in (("reference", REFERENCE), ("cases", CASES), ("mutants", MUTANTS)):
         (room / f"{name}.py").write_text(text.lstrip())
-    (room / "__init__.py").write_text(ROOM.replace("(BACKENDS)", "(opspec.triton(opspec.FLOAT32),)").lstrip())
+    (room / "__init__.py").write_text(
+        ROOM.replace("(BACKENDS)", "(opspec.triton(opspec.FLOAT32),)").lstrip()
+    )
     public = tmp_path / "fastue/ops/__init__.py"
     line = "from fastue.ops.weight_noise import weight_noise as weight_noise\n"
-    public.write_text(public.read_text().replace(line, "from fastue.ops.toy import toy as toy\n" + line))
+    public.write_text(
+        public.read_text().replace(line, "from fastue.ops.toy import toy as toy\n" + line)
+    )
     (tmp_path / "kernels/toy.py").write_text(TRITON.lstrip())
     return tmp_path
 
 
 def run(project: Path, *arguments: str, **environment: str) -> str:
     """A Python command in the copy, which imports the copy's fastue."""
-    more = {"PYTHONPATH": str(project), "FASTUE_REQUIRE": "triton", "TRITON_INTERPRET": "1", **environment}
+    more = {
+        "PYTHONPATH": str(project),
+        "FASTUE_REQUIRE": "triton",
+        "TRITON_INTERPRET": "1",
+        **environment,
+    }
     command = [sys.executable, *arguments]
-    result = subprocess.run(command, cwd=project, env=os.environ | more, capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=project, env=os.environ | more, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     return result.stdout
 
@@ -160,11 +171,41 @@ def test_a_room_and_a_triton_kernel(project):
     """Steps 1 and 2: values, opcheck, one graph, refusals and structure, with no line of test or benchmark written."""
     pytest.importorskip("triton")
     assert str(project) in run(project, "-c", "import fastue.kernels as k; print(k.__file__)")
-    tests = ["tests/ops/test_ops.py", "tests/ops/test_registry.py", "tests/structure/test_structure.py"]
-    output = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "toy or one_word or door")
+    tests = [
+        "tests/ops/test_ops.py",
+        "tests/ops/test_registry.py",
+        "tests/structure/test_structure.py",
+    ]
+    output = run(
+        project,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+        "-k",
+        "toy or one_word or door",
+    )
     assert " passed" in output
-    names = run(project, "-m", "pytest", "-q", "--collect-only", "tests/ops", "-m", "slow or not slow", "-k", "toy")
-    for part in ("toy-float32-blocks-triton", "toy-float32-blocks-reference", "test_opcheck", "toy: the last element"):
+    names = run(
+        project,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "tests/ops",
+        "-m",
+        "slow or not slow",
+        "-k",
+        "toy",
+    )
+    for part in (
+        "toy-float32-blocks-triton",
+        "toy-float32-blocks-reference",
+        "test_opcheck",
+        "toy: the last element",
+    ):
         assert part in names, part
     assert run(project, "-m", "bench.ops", "--op", "toy", "--dry-run", "--device", "cpu")
 
@@ -173,7 +214,9 @@ def test_a_room_and_a_triton_kernel(project):
 def test_a_native_kernel(project):
     """Step 3: compiled by setup.py, found by its place, held against the reference."""
     room = project / "fastue/ops/toy/__init__.py"
-    room.write_text(room.read_text().replace("(opspec.triton", "(opspec.cpp(opspec.FLOAT32), opspec.triton"))
+    room.write_text(
+        room.read_text().replace("(opspec.triton", "(opspec.cpp(opspec.FLOAT32), opspec.triton")
+    )
     (project / "csrc/toy").mkdir()
     (project / "csrc/toy/toy_cpu.cpp").write_text(CPP.lstrip())
     bindings = project / "csrc/bindings.cpp"
@@ -182,6 +225,10 @@ def test_a_native_kernel(project):
     for library in (project / "fastue").glob("*.so"):
         library.unlink()
     run(project, "setup.py", "build_ext", "--inplace")
-    tests = ["tests/ops/test_ops.py", "tests/ops/test_registry.py", "tests/structure/test_structure.py"]
+    tests = [
+        "tests/ops/test_ops.py",
+        "tests/ops/test_registry.py",
+        "tests/structure/test_structure.py",
+    ]
     arguments = ["-m", "pytest", "-q", *tests, "-k", "toy or one_word or native_schemas"]
     assert " passed" in run(project, *arguments, FASTUE_REQUIRE="cpp,triton")

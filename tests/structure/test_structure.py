@@ -138,7 +138,9 @@ def test_purposes_are_one_table():
     table = {name: value for name, value in vars(_keyed).items() if name.isupper()}
     assert len(set(table.values())) == len(table) and all(type(v) is int for v in table.values())
     native = re.findall(r"kPurpose(\w+) = (\d+)", (ROOT / "csrc/common/philox.h").read_text())
-    triton = re.findall(r"PURPOSE_(\w+) = tl.constexpr\((\d+)\)", (ROOT / "kernels/_common.py").read_text())
+    triton = re.findall(
+        r"PURPOSE_(\w+) = tl.constexpr\((\d+)\)", (ROOT / "kernels/_common.py").read_text()
+    )
     assert native and triton
     for name, number in [*native, *triton]:
         python = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()

@@ -20,9 +20,18 @@ TORCH = Path(torch.__file__).parent
 NAMESPACE = "fastue_cuda_host"
 FLAGS = [
     *("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
-    *("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{INCLUDE}", f"-isystem{TORCH / 'include'}"),
+    *(
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        f"-I{INCLUDE}",
+        f"-isystem{TORCH / 'include'}",
+    ),
     # A misaligned access is an illegal instruction; what is not initialised is a large negative number.
-    *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-ftrivial-auto-var-init=pattern"),
+    *(
+        "-fsanitize=alignment",
+        "-fsanitize-undefined-trap-on-error",
+        "-ftrivial-auto-var-init=pattern",
+    ),
     *("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", "-Wno-attributes"),
     "-DFASTUE_CACHE_BYTES=100000",  # a large picture is a group of its own (l2_step)
     *("-fmax-errors=5", "-ftemplate-backtrace-limit=1"),
@@ -81,7 +90,11 @@ def _dependencies(path: Path, known: dict[Path, bytes]) -> dict[Path, bytes]:
 
 def _key(path: Path) -> str:
     shims = {p: p.read_bytes() for p in sorted(INCLUDE.iterdir())}
-    contents = [*_dependencies(path.resolve(), {}).values(), *shims.values(), Path(__file__).read_bytes()]
+    contents = [
+        *_dependencies(path.resolve(), {}).values(),
+        *shims.values(),
+        Path(__file__).read_bytes(),
+    ]
     facts = [torch.__version__.encode(), *(flag.encode() for flag in FLAGS)]
     return hashlib.sha256(b"\0".join([*contents, *facts])).hexdigest()[:24]
 
@@ -92,7 +105,9 @@ def compile_object(path: Path, cache: Path) -> Path:
     if not target.exists():
         partial = target.with_suffix(".part")
         command = ["g++", *FLAGS, "-c", "-x", "c++", "-", "-o", str(partial)]
-        result = subprocess.run(command, cwd=path.parent, input=translate(path), capture_output=True, text=True)
+        result = subprocess.run(
+            command, cwd=path.parent, input=translate(path), capture_output=True, text=True
+        )
         if result.returncode:
             raise CompileError(f"{path} as C++ for the CPU:\n{result.stderr}")
         partial.replace(target)
@@ -105,12 +120,22 @@ def build(sources: list[Path], cache: Path) -> Path:
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with ThreadPoolExecutor(min(len(sources) + 1, os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(lambda path: compile_object(path, cache), [HERE / "runtime.cpp", *sources]))
+            objects = list(
+                pool.map(lambda path: compile_object(path, cache), [HERE / "runtime.cpp", *sources])
+            )
         names = "\0".join(o.name for o in objects).encode()
         library = cache / f"cuda_host-{hashlib.sha256(names).hexdigest()[:24]}.so"
         if not library.exists():
             # Its own cudaGetLastError and the like, even beside a torch that brings CUDA's.
-            command = ["g++", "-shared", "-Wl,-Bsymbolic", *map(str, objects), "-o", f"{library}.part", *LINK]
+            command = [
+                "g++",
+                "-shared",
+                "-Wl,-Bsymbolic",
+                *map(str, objects),
+                "-o",
+                f"{library}.part",
+                *LINK,
+            ]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
                 raise CompileError(f"linking the CUDA files as C++:\n{result.stderr}")

@@ -40,7 +40,9 @@ class Library:
 
     def launches(self) -> dict[str, int]:
         """Launches of every compiled instance of a kernel since the last call: {name<...>: number}."""
-        lines = (line.split(" ", 1) for line in self.code.cuda_host_launches().decode().splitlines())
+        lines = (
+            line.split(" ", 1) for line in self.code.cuda_host_launches().decode().splitlines()
+        )
         return {name: int(number) for number, name in lines}
 
     def message(self) -> str:
@@ -67,7 +69,9 @@ def native(name: str) -> Callable:
     glue = getattr(getattr(torch.ops, build.NAMESPACE), name).default
 
     def call(*args):
-        torch.use_deterministic_algorithms(True)  # which fills new memory with NaN or the largest number
+        torch.use_deterministic_algorithms(
+            True
+        )  # which fills new memory with NaN or the largest number
         try:
             return glue(*args)
         finally:
