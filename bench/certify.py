@@ -1,19 +1,23 @@
-"""Time noisy copies of a network on clean pictures: `python -m bench.certify [--arch resnet18] [--peer pue=DIR]`.
+"""Time noisy copies of a network: `python -m bench.certify [--arch resnet18] [--peer pue=DIR]`.
 
-A draw is: perturb all weights, classify all test pictures, count. The sides take turns on the same network:
+A draw is: perturb all weights, classify all test pictures, count. The sides take turns on the same
+network:
 
-  published   the loop of the public PUE code in our words: randn, scale, add, subtract a parameter; PIL decode and
-              ToTensor of every picture at every draw; autograd on; a Python loop over the predicted classes; the
-              network as the public one, with activations that are not in place
-  peer        the public repository's own certify.py, from a checkout you name, on the CPU, around the same network
-  fastue      fastue.certificates.smoothing.Sampler at its own batch, with the heap as the command sets it: fp32,
-              bf16-folded, and both under torch.compile with --compile
+  published   the loop of the public PUE code in our words: randn, scale, add, subtract a parameter;
+              PIL decode and ToTensor of every picture at every draw; autograd on; a Python loop
+              over the predicted classes; the network as the public one, with activations that are
+              not in place
+  peer        the public repository's own certify.py, from a checkout you name, on the CPU, around
+              the same network
+  fastue      fastue.certificates.smoothing.Sampler at its own batch, with the heap as the command
+              sets it: fp32, bf16-folded, and both under torch.compile with --compile
 
-How far a side is from what the machine can do: its rate over the network's multiplications is printed beside that of a
-large matrix product in the same arithmetic, timed in the same rounds.
+How far a side is from what the machine can do: its rate over the network's multiplications is
+printed beside that of a large matrix product in the same arithmetic, timed in the same rounds.
 
-Before anything is timed, the first draws of all float32 sides are made from the same noise and must give the same
-counts, picture by picture argmax for argmax. Rows are appended to bench/results/certify-<device>.csv.
+Before anything is timed, the first draws of all float32 sides are made from the same noise and must
+give the same counts, picture by picture argmax for argmax. Rows are appended to
+bench/results/certify-<device>.csv.
 """
 
 import argparse
@@ -49,7 +53,8 @@ FIELDS = (
 
 
 class Decoded(Dataset):
-    """Test pictures as torchvision gives them: an array, made a PIL picture and a float tensor at every access."""
+    """Test pictures as torchvision gives them: an array, made a PIL picture and a float tensor at
+    every access."""
 
     def __init__(self, data: ImageDataset):
         self.arrays = data.images.permute(0, 2, 3, 1).contiguous().numpy()

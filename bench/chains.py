@@ -1,6 +1,7 @@
 """What people run today, in our own words: the chains of eager PyTorch calls that the ops replace.
 
-Each takes an op's benchmark arguments, does once what such a loop does once, and returns the step that is timed.
+Each takes an op's benchmark arguments, does once what such a loop does once, and returns the step
+that is timed.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import torch
 def linf_step(
     noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std
 ) -> Callable[[], torch.Tensor]:
-    """The update in the public EMN code: eight calls, on the picture, not the noise; makes the next input too."""
+    """The update in the public EMN code: eight calls, on the picture, not the noise; makes the next
+    input too."""
     picture = x.float() / 255
     rows = noise[index].float() * scale
     state = {"p": (picture + rows).clamp(0, 1)}
@@ -30,7 +32,8 @@ def linf_step(
 def apply_noise(
     x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip
 ) -> Callable[[], torch.Tensor]:
-    """Clone, add the rows of the bank, clamp, normalise, cast; crop and flip as one gather where asked for."""
+    """Clone, add the rows of the bank, clamp, normalise, cast; crop and flip as one gather where
+    asked for."""
     picture = x.float() / 255
     bank = noise.float() * scale
     shape = (1, x.shape[1], 1, 1)
@@ -59,7 +62,8 @@ def apply_noise(
 
 
 def class_step(noise, grad, x, y, step, eps, ascend) -> Callable[[], torch.Tensor]:
-    """The eager update, then a mean for each class: here with one index_add, where public code loops over samples."""
+    """The eager update, then a mean for each class: here with one index_add, where public code
+    loops over samples."""
     picture = x.float() / 255
     direction = 1 if ascend else -1
     count = torch.bincount(y, minlength=len(noise)).clamp(min=1).view(-1, 1, 1, 1)
@@ -75,7 +79,8 @@ def class_step(noise, grad, x, y, step, eps, ascend) -> Callable[[], torch.Tenso
 
 
 def weight_noise(base, table, draws, out, sigma, seed, purpose) -> Callable[[], torch.Tensor]:
-    """The published loop, for each draw and each parameter: randn, scale, add before the evaluation, subtract after."""
+    """The published loop, for each draw and each parameter: randn, scale, add before the
+    evaluation, subtract after."""
     parameters = base.clone().split((64 * torch.bincount(table >> 32)).tolist())
 
     def run():
@@ -104,7 +109,8 @@ def count_correct(logits, y, counts, slot) -> Callable[[], torch.Tensor]:
 def conv(
     x, weight, bias, gate, residual, out, stride, padding, transposed, relu
 ) -> Callable[[], torch.Tensor]:
-    """torch's own convolution, oneDNN's, with its ReLU, or what autograd calls for the gradient of its input."""
+    """torch's own convolution, oneDNN's, with its ReLU, or what autograd calls for the gradient of
+    its input."""
     sizes = (stride,) * 2, (padding,) * 2, (1, 1), False, (0, 0), 1
 
     def run():

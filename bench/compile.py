@@ -1,10 +1,10 @@
-"""Compile every GPU kernel without a GPU: `python -m bench.compile [--triton] [--cuda]` (neither: both).
+"""Compile every GPU kernel without a GPU: `python -m bench.compile [--triton] [--cuda]`.
 
 Triton goes to cubin for sm_80, sm_90 and sm_100, for launches that the real launchers make; the
 assembler that Triton bundles tells registers and spills, PTX how wide the accesses are.
-CUDA C++ is compiled *and linked* with plain nvcc against the installed torch (see `nvcc_flags` in setup.py).
-Exits with 1 when anything fails, spills, needs more registers than REGISTERS, or reads a tensor
-element by element without a reason. Says nothing about speed.
+CUDA C++ is compiled *and linked* with plain nvcc against the installed torch (see `nvcc_flags` in
+setup.py). Exits with 1 when anything fails, spills, needs more registers than REGISTERS, or reads a
+tensor element by element without a reason. Says nothing about speed.
 """
 
 import argparse
@@ -163,7 +163,8 @@ def crumbs(ptx: str) -> list[str]:
 
 
 def compile_cuda() -> bool:
-    """Every csrc/<op>/<op>_kernel.cu and <op>_cuda.cpp, linked into one library with no symbol left open."""
+    """Every csrc/<op>/<op>_kernel.cu and <op>_cuda.cpp, linked into one library with no symbol left
+    open."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         print("FAIL cuda: nvcc is not on PATH")
@@ -205,7 +206,8 @@ def compile_cuda() -> bool:
             else:
                 print(f"ok   cuda {path.stem}")
         library = Path(folder) / "_cuda.so"
-        # libtorch.so reaches libtorch_cuda.so where torch has CUDA; here its few symbols stay open on purpose.
+        # libtorch.so reaches libtorch_cuda.so where torch has CUDA; here its few symbols stay open
+        # on purpose.
         link = [
             nvcc,
             "-shared",

@@ -1,19 +1,25 @@
-"""Time a whole EMN outer iteration: `python -m bench.methods [--arch resnet18] [--pictures 512] [--peer emn=DIR]`.
+"""Time a whole EMN outer iteration: `python -m bench.methods [--arch resnet18] [--pictures 512]
+[--peer emn=DIR]`.
 
-One iteration is 10 optimiser steps of the surrogate on the noisy pictures, one sweep of noise steps over all pictures,
-and the error rate that the stop rule needs. The sides take turns, each starting from the same weights and zero noise:
+One iteration is 10 optimiser steps of the surrogate on the noisy pictures, one sweep of noise steps
+over all pictures, and the error rate that the stop rule needs. The sides take turns, each starting
+from the same weights and zero noise:
 
-  published   the loop of the public EMN code in our words: float32, a Python loop over the samples of each batch,
-              noise copied to the host and back, an optimiser object a step, a forward pass more for the error rate; the
-              network as the public one, with activations that are not in place
-  peer        the same outer loop around the public repository's own PerturbationTool, from a checkout you name
-  tuned       what somebody who knows PyTorch would write: gathers by index, channels_last, bf16 autocast (or not)
+  published   the loop of the public EMN code in our words: float32, a Python loop over the samples
+              of each batch, noise copied to the host and back, an optimiser object a step, a
+              forward pass more for the error rate; the network as the public one, with activations
+              that are not in place
+  peer        the same outer loop around the public repository's own PerturbationTool, from a
+              checkout you name
+  tuned       what somebody who knows PyTorch would write: gathers by index, channels_last, bf16
+              autocast (or not)
   fastue      fastue.methods.emn
 
-The last two run with the heap as `fastue` sets it (fastue.core.heap), the first two as any program runs.
+The last two run with the heap as `fastue` sets it (fastue.core.heap), the first two as any program
+runs.
 
-Before anything is timed, one batch of noise steps must give the same noise on all sides (float32, where the sign of
-the gradient is decided). Rows are appended to bench/results/methods-<device>.csv.
+Before anything is timed, one batch of noise steps must give the same noise on all sides (float32,
+where the sign of the gradient is decided). Rows are appended to bench/results/methods-<device>.csv.
 """
 
 import argparse
@@ -46,7 +52,8 @@ FIELDS = (
 
 
 def min_min(model, images, labels, noise, steps):
-    """The published inner loop, in our words: the picture is stepped, the noise is what is left of it."""
+    """The published inner loop, in our words: the picture is stepped, the noise is what is left of
+    it."""
     p = torch.clamp(images + noise, 0, 1)
     for _ in range(steps):
         p = p.detach().requires_grad_()
@@ -163,7 +170,8 @@ def ours(data, given, precision):
 
 
 def gate(data, given, inners: dict) -> list[str]:
-    """Two noise steps on one batch: every side must step as float64 does wherever float64's gradient is decided."""
+    """Two noise steps on one batch: every side must step as float64 does wherever float64's
+    gradient is decided."""
     from fastue.methods.emn import _input_gradient
     from fastue.models.frozen import FrozenCopy
     from fastue.ops import apply_noise, linf_step

@@ -1,10 +1,11 @@
 """Time the ops: `python -m bench.ops [--op X] [--case PART] [--backend a,b] [--rounds N]`.
 
-Runs an op's test cases on each backend first and refuses to time a red one. Then all sides of a case take turns
-(A B C A B C), so that a busy machine hurts them alike: each backend, `reference` (plain PyTorch), `chain` (the eager
-calls people run today, bench/chains.py) and `copy` (torch's own copy_ of 256 MiB of float32, bytes read plus bytes
-written), which is the measure of GB/s. Rows are appended to bench/results/<device>.csv. Interpreted Triton is never
-timed. A case named `call` times one small call beside its bare kernel: what Python costs.
+Runs an op's test cases on each backend first and refuses to time a red one. Then all sides of a
+case take turns (A B C A B C), so that a busy machine hurts them alike: each backend, `reference`
+(plain PyTorch), `chain` (the eager calls people run today, bench/chains.py) and `copy` (torch's own
+copy_ of 256 MiB of float32, bytes read plus bytes written), which is the measure of GB/s. Rows are
+appended to bench/results/<device>.csv. Interpreted Triton is never timed. A case named `call` times
+one small call beside its bare kernel: what Python costs.
 """
 
 import argparse
@@ -191,7 +192,8 @@ def measure(
 
 
 def measure_call(op: opspec.OpSpec, args: dict, rounds: int, about: dict) -> list[dict]:
-    """Rows of what a call costs beside its kernel: `bare`, the native op, and `public`, the function people call."""
+    """Rows of what a call costs beside its kernel: `bare`, the native op, and `public`, the
+    function people call."""
     native = op.choose(list(args.values()))
     public = getattr(fastue.ops, op.name)
     values = list(args.values())
@@ -217,7 +219,8 @@ def measure_call(op: opspec.OpSpec, args: dict, rounds: int, about: dict) -> lis
 
 
 def largest(args: dict) -> torch.Tensor:
-    """The tensor that stands for a case in a row: the gradient, result or logits, else the largest."""
+    """The tensor that stands for a case in a row: the gradient, result or logits, else the
+    largest."""
     tensors = {k: v for k, v in args.items() if isinstance(v, torch.Tensor)}
     named = [tensors[k] for k in ("grad", "out", "logits") if k in tensors]
     return named[0] if named else max(tensors.values(), key=torch.numel)

@@ -8,10 +8,11 @@ RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "BENCHMARKS.md"
 HEAD = """# Benchmarks
 
-Made by `python -m bench.report` from the rows in `bench/results/`; do not edit. A row is one run in which all sides
-took turns on the same inputs, after each had passed the op's cases. `chain` is what people run today in eager PyTorch
-(`bench/chains.py`), `copy` is torch's own `copy_` of 256 MiB, bytes read plus bytes written. Compare ratios within a
-run, not milliseconds between machines. Of several runs of the same thing the newest is shown.
+Made by `python -m bench.report` from the rows in `bench/results/`; do not edit. A row is one run in
+which all sides took turns on the same inputs, after each had passed the op's cases. `chain` is what
+people run today in eager PyTorch (`bench/chains.py`), `copy` is torch's own `copy_` of 256 MiB,
+bytes read plus bytes written. Compare ratios within a run, not milliseconds between machines. Of
+several runs of the same thing the newest is shown.
 
 """
 NO_GPU = """## GPU

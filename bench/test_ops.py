@@ -1,5 +1,5 @@
-"""The same cases for pytest-benchmark: `pytest bench --benchmark-only`. For a look at one side; ratios come from
-`python -m bench.ops`, which lets the sides take turns."""
+"""The same cases for pytest-benchmark: `pytest bench --benchmark-only`. For a look at one side;
+ratios come from `python -m bench.ops`, which lets the sides take turns."""
 
 from functools import lru_cache
 

@@ -1,4 +1,5 @@
-"""What the kernels share: where an element lies in each layout, exact arithmetic, keyed draws, launching.
+"""What the kernels share: where an element lies in each layout, exact arithmetic, keyed draws,
+launching.
 
 A program works on BLOCK elements of one picture. They are counted in the interleaved order where
 any tensor has it, else in the planar order, so that neighbouring threads have neighbouring elements
@@ -40,7 +41,8 @@ def of_channel(channel, v0, v1, v2):
 
 @triton.jit
 def unit_pixel(x):
-    """uint8 -> x/255 to the last bit, for all 256 values: the two parts of 1/255 as in csrc/common/tile.h."""
+    """uint8 -> x/255 to the last bit, for all 256 values: the two parts of 1/255 as in
+    csrc/common/tile.h."""
     v = x.to(tl.float32)
     return v * 0.0039215087890625 + v * 5.983839201917363e-08
 
@@ -66,7 +68,8 @@ def nearest(v):
 
 @triton.jit
 def narrow(v, dtype: tl.constexpr):
-    """float32 -> dtype, to nearest, ties to even. Spelt out for bf16, which the interpreter truncates."""
+    """float32 -> dtype, to nearest, ties to even. Spelt out for bf16, which the interpreter
+    truncates."""
     if dtype == tl.bfloat16:
         bits = v.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
@@ -142,7 +145,8 @@ def _turn(b):
 
 @triton.jit
 def normals(w0, w1, w2, w3):
-    """Four standard normal numbers from four uint32 words; the twin of csrc/common/normal.h, bit for bit."""
+    """Four standard normal numbers from four uint32 words; the twin of csrc/common/normal.h, bit
+    for bit."""
     cosine0, sine0 = _turn(w1)
     cosine1, sine1 = _turn(w3)
     r0, r1 = _radius(w0, w1), _radius(w2, w3)
@@ -191,12 +195,14 @@ def interpreted() -> bool:
 
 
 def normalisation(mean: list[float], std: list[float]) -> list[float]:
-    """The three means and the three 1/std; channels that are not there get numbers that change nothing."""
+    """The three means and the three 1/std; channels that are not there get numbers that change
+    nothing."""
     return [*mean, 0.0, 0.0, 0.0][:3] + [*(1 / s for s in std), 1.0, 1.0, 1.0][:3]
 
 
 def check_rows(name: str, index: torch.Tensor, n: int) -> None:
-    """On the CPU a wrong row is an IndexError. On a GPU the kernel skips it: looking would stop the device."""
+    """On the CPU a wrong row is an IndexError. On a GPU the kernel skips it: looking would stop the
+    device."""
     if not index.is_cuda and index.numel():
         low, high = (int(v) for v in index.aminmax())
         if low < 0 or high >= n:

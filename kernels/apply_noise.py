@@ -1,4 +1,5 @@
-"""apply_noise in Triton: one program for BLOCK elements of one picture. The definition is fastue/ops/apply_noise."""
+"""apply_noise in Triton: one program for BLOCK elements of one picture. The definition is
+fastue/ops/apply_noise."""
 
 import torch
 import triton

@@ -1,5 +1,6 @@
-"""class_step in Triton: a program owns BLOCK elements of one class and walks its samples in batch order, so the sum has
-the same bits every time and no atomics are needed. The definition is fastue/ops/class_step."""
+"""class_step in Triton: a program owns BLOCK elements of one class and walks its samples in batch
+order, so the sum has the same bits every time and no atomics are needed. The definition is
+fastue/ops/class_step."""
 
 import torch
 import triton
@@ -72,7 +73,8 @@ def blocking(classes: int, flags: dict[str, bool | int]) -> dict[str, int]:
 
 
 def class_step(noise, grad, x, y, step, eps, ascend):
-    """Launch; the op's signature. Everything dense, x [B, C, H, W]. Nothing here waits for the device."""
+    """Launch; the op's signature. Everything dense, x [B, C, H, W]. Nothing here waits for the
+    device."""
     k = noise.shape[0]
     _common.check_rows("class_step: y", y, k)
     if x.numel() == 0:

@@ -1,5 +1,6 @@
-"""count_correct in Triton: a program looks, in ROWS rows, whether any logit comes before that of y, and adds once.
-Whole numbers, so the order of the additions does not matter. The definition is fastue/ops/count_correct."""
+"""count_correct in Triton: a program looks, in ROWS rows, whether any logit comes before that of y,
+and adds once. Whole numbers, so the order of the additions does not matter. The definition is
+fastue/ops/count_correct."""
 
 import torch
 import triton
@@ -32,7 +33,8 @@ def count_correct_kernel(
         v = tl.load(logits_ptr + (row * CLASSES)[:, None] + j, mask=inside, other=float("-inf")).to(
             tl.float32
         )
-        # An earlier one that is not smaller, a later one that is greater; NaN is greater than all numbers.
+        # An earlier one that is not smaller, a later one that is greater; NaN is greater than all
+        # numbers.
         before = j < place
         beats = (v > own) | (before & (v == own)) | ((v != v) & (before | (own == own)))
         beaten |= tl.max(beats.to(tl.int32), axis=1)
@@ -41,7 +43,8 @@ def count_correct_kernel(
 
 
 def count_correct(logits, y, counts, slot):
-    """Launch; the op's signature. Everything contiguous, logits [B, K]. Nothing here waits for the device."""
+    """Launch; the op's signature. Everything contiguous, logits [B, K]. Nothing here waits for the
+    device."""
     batch, classes = logits.shape
     if batch == 0:
         return

@@ -1,7 +1,7 @@
 """l2_step in Triton. A program owns a small picture and keeps it in registers. A large picture is
-cut into pieces, a program each, and takes three launches: the sum of the gradient's squares, that of
-the stepped noise's squares, the step. They run over as many pictures as stay in the cache, so that
-memory is read once. Each piece stores its sum, and the sums are added up in a fixed order. The
+cut into pieces, a program each, and takes three launches: the sum of the gradient's squares, that
+of the stepped noise's squares, the step. They run over as many pictures as stay in the cache, so
+that memory is read once. Each piece stores its sum, and the sums are added up in a fixed order. The
 definition is fastue/ops/l2_step."""
 
 import torch

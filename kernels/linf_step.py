@@ -1,4 +1,5 @@
-"""linf_step in Triton: one program for BLOCK elements of one picture. The definition is fastue/ops/linf_step."""
+"""linf_step in Triton: one program for BLOCK elements of one picture. The definition is
+fastue/ops/linf_step."""
 
 import torch
 import triton

@@ -1,5 +1,5 @@
-"""weight_noise in Triton: a program has BLOCK counters of one draw, each of which makes four elements. The definition
-is fastue/ops/weight_noise."""
+"""weight_noise in Triton: a program has BLOCK counters of one draw, each of which makes four
+elements. The definition is fastue/ops/weight_noise."""
 
 import torch
 import triton
@@ -46,7 +46,8 @@ def weight_noise_kernel(
 
 
 def weight_noise(base, table, draws, out, sigma, seed, purpose):
-    """Launch; the op's signature. Everything contiguous, out [K, D]. Nothing here waits for the device."""
+    """Launch; the op's signature. Everything contiguous, out [K, D]. Nothing here waits for the
+    device."""
     if not base.is_cuda:  # there they wrap around
         _common.check_rows("weight_noise: draws", draws, 2**32)
         _common.check_rows("weight_noise: block of table", table & 0xFFFFFFFF, 2**28)

@@ -1,4 +1,5 @@
-"""Without a GPU the tests run Triton's kernels on the CPU, which has to be said before anything imports Triton.
+"""Without a GPU the tests run Triton's kernels on the CPU, which has to be said before anything
+imports Triton.
 
 One thread a process: the cores are shared.
 """
@@ -17,7 +18,8 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A function (per_class, seed) -> learnable ImageDataset of 12x12 pictures: 4 classes, each a coloured quadrant.
+    """A function (per_class, seed) -> learnable ImageDataset of 12x12 pictures: 4 classes, each a
+    coloured quadrant.
 
     With a contrast of 18 some pictures are missed: for tests that compare counts.
     """
@@ -60,7 +62,8 @@ def tiny_folder(tiny, tmp_path):
 
 
 def pytest_report_header() -> list[str]:
-    """Backends that are not tested here, and why: what is absent is said once instead of being skipped case by case."""
+    """Backends that are not tested here, and why: what is absent is said once instead of being
+    skipped case by case."""
     from ops import checks  # tests/ops
 
     import fastue.ops  # noqa: F401 - registers the ops

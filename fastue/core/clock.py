@@ -11,9 +11,11 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Seconds by name: `with clock("network"): ...`. A clock that is not `running` costs nothing and measures nothing.
+    """Seconds by name: `with clock("network"): ...`. A clock that is not `running` costs nothing
+    and measures nothing.
 
-    On a GPU a running clock waits for the device at both ends of a span, so a profiled run is slower than a plain one.
+    On a GPU a running clock waits for the device at both ends of a span, so a profiled run is
+    slower than a plain one.
     """
 
     def __init__(self, device: torch.device | None = None, *, running: bool = False):

@@ -1,4 +1,5 @@
-"""The environment variables fastue reads: all of them, and only here. docs/ENVIRONMENT.md is the same table."""
+"""The environment variables fastue reads: all of them, and only here. docs/ENVIRONMENT.md is the
+same table."""
 
 import os
 

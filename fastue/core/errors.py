@@ -1,4 +1,5 @@
-"""Errors a user can cause. Each names the file or argument and the fix; the command line turns them into exit codes."""
+"""Errors a user can cause. Each names the file or argument and the fix; the command line turns them
+into exit codes."""
 
 
 class FastueError(Exception):

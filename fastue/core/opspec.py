@@ -1,7 +1,8 @@
-"""What an op is: one schema, one plain PyTorch reference, some faster backends. And how a backend is chosen.
+"""What an op is: one schema, one plain PyTorch reference, some faster backends. And how a backend
+is chosen.
 
-Each op is registered once with torch, for all devices, as `torch.ops.fastue.<name>`; its body picks the backend.
-Above PyTorch's dispatcher, because Triton and CUDA C++ share one dispatch key there.
+Each op is registered once with torch, for all devices, as `torch.ops.fastue.<name>`; its body picks
+the backend. Above PyTorch's dispatcher, because Triton and CUDA C++ share one dispatch key there.
 """
 
 import contextlib
@@ -43,7 +44,8 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation. `load(op name)` returns a function with the op's signature or raises ImportError."""
+    """One implementation. `load(op name)` returns a function with the op's signature or raises
+    ImportError."""
 
     name: str
     device: str
@@ -73,22 +75,29 @@ def triton(dtypes: frozenset[torch.dtype]) -> Backend:
 
 @dataclass(frozen=True, eq=False)
 class OpSpec:
-    """Everything the registry, the generic test and the benchmark know about an op. With a default: optional.
+    """Everything the registry, the generic test and the benchmark know about an op. With a default:
+    optional.
 
-    schema     torch schema after the name; arguments that are written carry an alias mark such as `Tensor(a!)`
+    schema     torch schema after the name; arguments that are written carry an alias mark such as
+               `Tensor(a!)`
     reference  the definition: plain PyTorch, same signature, also in float64
-    check      raises ValueError, TypeError or IndexError for arguments no backend may see (shapes, dtypes, devices)
+    check      raises ValueError, TypeError or IndexError for arguments no backend may see (shapes,
+               dtypes, devices)
     fake       result for tensors without data (None for an op that returns nothing)
-    cases      (torch.Generator, dtype) -> {case name: {argument: value}}; always the same generator state
+    cases      (torch.Generator, dtype) -> {case name: {argument: value}}; always the same generator
+               state
     bad        (torch.Generator) -> {case name: arguments} that every backend must refuse
     dtypes     the dtypes `cases` is called with
     atol       absolute allowance, float32 against float64, on top of twice the reference's own loss
-    bitwise    every backend gives the reference's bits, in every dtype: same operations, same order, no contraction
-    band       exact results, arguments -> {result: (mask, size)}: where that much either way is legitimate
+    bitwise    every backend gives the reference's bits, in every dtype: same operations, same
+               order, no contraction
+    band       exact results, arguments -> {result: (mask, size)}: where that much either way is
+               legitimate
     bench      () -> {name: () -> arguments} for bench.ops
     traffic    arguments -> bytes that a call has to move, each tensor once in each direction
     backends   in order of preference; the reference is always last and not listed
-    backward, setup_context   as for torch.library.register_autograd, for a differentiable (non-mutating) op
+    backward, setup_context   as for torch.library.register_autograd, for a differentiable
+                              (non-mutating) op
     """
 
     name: str
@@ -123,7 +132,8 @@ class OpSpec:
 
     @cached_property
     def _chosen(self) -> dict[tuple, Callable]:
-        """Choices made so far, by backend wanted and by devices and dtypes, on which alone a choice depends."""
+        """Choices made so far, by backend wanted and by devices and dtypes, on which alone a choice
+        depends."""
         return {}
 
     @cached_property
@@ -170,16 +180,19 @@ class OpSpec:
         return reasons + sorted(f"no {dtype}" for dtype in floats - backend.dtypes)
 
     def __call__(self, *args: Any) -> Any:
-        """Check the arguments, choose a backend and run it: the body of `torch.ops.fastue.<name>`."""
+        """Check the arguments, choose a backend and run it: the body of
+        `torch.ops.fastue.<name>`."""
         self.check(*args)
         return self._run(self.choose(args), args)
 
     def call(self, *args: Any) -> Any:
-        """The op as the public functions call it: `torch.ops.fastue.<name>`, at a fraction of its cost.
+        """The op as the public functions call it: `torch.ops.fastue.<name>`, at a fraction of its
+        cost.
 
-        Where no trace, mode or tensor subclass of torch watches, its dispatcher has nothing to do and the backend is
-        called directly. A native kernel checks the shapes of its tensors itself, so that dtypes, devices and numbers
-        are all that a second call like the first can get wrong, and these are compared.
+        Where no trace, mode or tensor subclass of torch watches, its dispatcher has nothing to do
+        and the backend is called directly. A native kernel checks the shapes of its tensors itself,
+        so that dtypes, devices and numbers are all that a second call like the first can get wrong,
+        and these are compared.
         """
         if torch.compiler.is_compiling() or _len_dispatch_stack() or _in_functorch():
             return getattr(torch.ops.fastue, self.name)(*args)
@@ -212,7 +225,8 @@ class OpSpec:
         return result
 
     def choose(self, args: Sequence[Any]) -> Callable:
-        """The function that runs this call. A backend named by the user runs or raises BackendError."""
+        """The function that runs this call. A backend named by the user runs or raises
+        BackendError."""
         wanted = chosen_backend()
         key = (wanted, *((a.device, a.dtype) for a in args if isinstance(a, torch.Tensor)))
         function = self._chosen.get(key)
@@ -244,7 +258,8 @@ class OpSpec:
         return (*(b.name for b in self.backends), "reference")
 
     def _warn_slow(self, args: Sequence[Any]) -> None:
-        """Once a device: fast code for it exists but is not installed here. A dtype it lacks is no reason to warn."""
+        """Once a device: fast code for it exists but is not installed here. A dtype it lacks is no
+        reason to warn."""
         device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
         here = [b for b in self.backends if b.device == device]
         if here and device not in _warned and all(self.function(b)[0] is None for b in here):
@@ -259,7 +274,8 @@ _warned: set[str] = set()
 
 
 def _signature(a: Any) -> Any:
-    """What the choice of a backend depends on, and the checks that a native kernel leaves to Python."""
+    """What the choice of a backend depends on, and the checks that a native kernel leaves to
+    Python."""
     if type(a) is torch.Tensor:
         return a.dtype, a.device
     return tuple(a) if type(a) is list else a
@@ -267,7 +283,8 @@ def _signature(a: Any) -> Any:
 
 @functools.cache
 def too_old(device: torch.device) -> str:
-    """Why kernels cannot run on this GPU, "" when they can. A library loads on any; only its launches would fail."""
+    """Why kernels cannot run on this GPU, "" when they can. A library loads on any; only its
+    launches would fail."""
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) >= CAPABILITY:
         return ""

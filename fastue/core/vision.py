@@ -1,9 +1,9 @@
 """The one place that imports torchvision.
 
-torchvision's wheels are linked to CUDA libraries. Beside a CPU build of torch its library does not load, and the
-import then fails because two of its operators have no schema. Declaring these schemas, without any kernel, is enough:
-data sets, transforms and models work, and what needs the library still raises torchvision's own error. Where
-torchvision is healthy nothing is declared.
+torchvision's wheels are linked to CUDA libraries. Beside a CPU build of torch its library does not
+load, and the import then fails because two of its operators have no schema. Declaring these
+schemas, without any kernel, is enough: data sets, transforms and models work, and what needs the
+library still raises torchvision's own error. Where torchvision is healthy nothing is declared.
 """
 
 import importlib
@@ -25,7 +25,8 @@ def import_torchvision(part: str = "") -> ModuleType:
 
 
 def import_timm(part: str = "") -> ModuleType:
-    """timm (which imports torchvision), or timm.<part>. Raises UsageError when it is not installed."""
+    """timm (which imports torchvision), or timm.<part>. Raises UsageError when it is not
+    installed."""
     return _load("timm", part)
 
 
@@ -39,7 +40,8 @@ def _load(package: str, part: str) -> ModuleType:
 
 
 def prepare() -> str:
-    """Make `import torchvision` possible; says what was found: imported, absent, native or schemas only."""
+    """Make `import torchvision` possible; says what was found: imported, absent, native or schemas
+    only."""
     if "torchvision" in sys.modules:
         return "imported"
     spec = importlib.util.find_spec("torchvision")

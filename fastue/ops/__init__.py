@@ -1,9 +1,12 @@
-"""The ops, for people: methods call these and name no backend. Each stands in its room, fastue/ops/<op>/.
+"""The ops, for people: methods call these and name no backend. Each stands in its room,
+fastue/ops/<op>/.
 
-Importing this module registers `torch.ops.fastue.*`; it loads neither Triton nor the compiled library.
+Importing this module registers `torch.ops.fastue.*`; it loads neither Triton nor the compiled
+library.
 
-Layouts: every picture-shaped tensor may be contiguous or channels_last, each on its own; when all have the same layout
-nothing is rearranged. Banks and outputs of any other layout are an error, inputs of any other layout are copied.
+Layouts: every picture-shaped tensor may be contiguous or channels_last, each on its own; when all
+have the same layout nothing is rearranged. Banks and outputs of any other layout are an error,
+inputs of any other layout are copied.
 """
 
 import torch
@@ -28,7 +31,8 @@ from fastue.ops.weight_noise import weight_noise as weight_noise
 
 
 def has_kernel(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the op of that name has a kernel there for this dtype, and the user has not asked for another backend."""
+    """Whether the op of that name has a kernel there for this dtype, and the user has not asked for
+    another backend."""
     op, wanted, probe = (
         opspec.registry()[name],
         opspec.chosen_backend(),

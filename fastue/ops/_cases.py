@@ -1,4 +1,5 @@
-"""Inputs the rooms share: small pictures, banks and gradients from a generator. Every op has the names in REQUIRED."""
+"""Inputs the rooms share: small pictures, banks and gradients from a generator. Every op has the
+names in REQUIRED."""
 
 import torch
 
@@ -59,7 +60,8 @@ def sheet(b: int, c: int, h: int, w: int, dtype, layout=INTERLEAVED) -> torch.Te
     return torch.full((b, c, h, w), torch.nan, dtype=dtype).contiguous(memory_format=layout)
 
 
-# Shapes that kernels read several pixels at a time, and one they cannot; with one channel and with three.
+# Shapes that kernels read several pixels at a time, and one they cannot; with one channel and with
+# three.
 SHAPES = {"even": (3, 8, 12), "gray_even": (1, 8, 4), "gray_odd": (1, 5, 7)}
 # Of three tensors, and of the one that is written.
 LAYOUTS = {
@@ -68,5 +70,6 @@ LAYOUTS = {
     "planar": ((INTERLEAVED, PLANAR, PLANAR), PLANAR),
 }
 
-# For bench.ops: a batch of ImageNet-sized pictures, channels_last, and a large batch of CIFAR-sized ones, planar.
+# For bench.ops: a batch of ImageNet-sized pictures, channels_last, and a large batch of CIFAR-sized
+# ones, planar.
 BENCH = {"imagenet": ((128, 3, 224, 224), INTERLEAVED), "cifar": ((8192, 3, 32, 32), PLANAR)}

@@ -1,4 +1,5 @@
-"""Checks the rooms share. They run before any backend and on tensors without data, so they never read values."""
+"""Checks the rooms share. They run before any backend and on tensors without data, so they never
+read values."""
 
 from collections.abc import Sequence
 
@@ -22,7 +23,8 @@ def tensor(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
 ) -> None:
-    """Raise unless t has the dtype, device, layout and shape; a letter in `shape` stands for any size."""
+    """Raise unless t has the dtype, device, layout and shape; a letter in `shape` stands for any
+    size."""
     if t.dim() != len(shape) or any(
         not isinstance(s, str) and s != n for s, n in zip(shape, t.shape, strict=True)
     ):
@@ -121,7 +123,8 @@ def scale(op: str, noise: torch.Tensor, value: float) -> None:
 
 
 def rows(op: str, name: str, index: torch.Tensor, n: int) -> None:
-    """Raise IndexError unless 0 <= index < n. Reads values, so only the reference and Triton on the CPU call it."""
+    """Raise IndexError unless 0 <= index < n. Reads values, so only the reference and Triton on the
+    CPU call it."""
     if index.numel():
         low, high = (int(v) for v in index.aminmax())
         if low < 0 or high >= n:

@@ -1,15 +1,17 @@
-"""Keyed draws in plain PyTorch: Philox-4x32-10, and the crop and flip and the normal numbers made from it.
+"""Keyed draws in plain PyTorch: Philox-4x32-10, and the crop and flip and the normal numbers made
+from it.
 
-csrc/common/philox.h and normal.h are its twins. A draw is a pure function of (seed, purpose, epoch, id) or (seed,
-purpose, draw, parameter, element): not of batch, order, thread, device or rank.
+csrc/common/philox.h and normal.h are its twins. A draw is a pure function of (seed, purpose, epoch,
+id) or (seed, purpose, draw, parameter, element): not of batch, order, thread, device or rank.
 """
 
 import math
 
 import torch
 
-# Purposes keep the draws of different uses apart. They are part of what a recorded seed means: never renumber, and take
-# the next number for a new one. Where C++ (csrc/common/philox.h) or Triton (kernels/_common.py) name one, a test compares.
+# Purposes keep the draws of different uses apart. They are part of what a recorded seed means:
+# never renumber, and take the next number for a new one. Where C++ (csrc/common/philox.h) or Triton
+# (kernels/_common.py) name one, a test compares.
 CROP_FLIP = 1
 WEIGHTS_CERTIFY = 2
 WEIGHTS_TRAIN = 3
@@ -26,7 +28,8 @@ def _mul(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def philox(counter: tuple[torch.Tensor | int, ...], seed: int) -> list[torch.Tensor]:
-    """Philox-4x32-10 (Salmon et al. 2011). counter: four int64 tensors or ints of 32-bit words; four words out."""
+    """Philox-4x32-10 (Salmon et al. 2011). counter: four int64 tensors or ints of 32-bit words;
+    four words out."""
     device = next(c.device for c in counter if isinstance(c, torch.Tensor))
     c = list(
         torch.broadcast_tensors(
@@ -43,7 +46,8 @@ def philox(counter: tuple[torch.Tensor | int, ...], seed: int) -> list[torch.Ten
 
 
 def normals(words: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Four float64 tensors of standard normal numbers from four words, a pair from each two, by Box and Muller.
+    """Four float64 tensors of standard normal numbers from four words, a pair from each two, by Box
+    and Muller.
 
     40 bits make the radius, so that |z| can reach 7.5, and 24 the angle.
     """
@@ -60,7 +64,8 @@ def normals(words: list[torch.Tensor]) -> list[torch.Tensor]:
 def crop_flip(
     picture: torch.Tensor, ids: torch.Tensor, seed: int, epoch: int, pad: int, flip: bool
 ) -> torch.Tensor:
-    """Crop to the same size from a border of `pad` zeros, and mirror half of the pictures, keyed by id.
+    """Crop to the same size from a border of `pad` zeros, and mirror half of the pictures, keyed by
+    id.
 
     picture [B, C, H, W], ids int64 [B]. Zero is black: this comes before mean and std are applied.
     """

@@ -6,12 +6,14 @@ import torch
 
 
 def unit_pixels(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x/255 in `dtype`. By a tensor: for a number CUDA multiplies by 1/255, which rounds otherwise."""
+    """x/255 in `dtype`. By a tensor: for a number CUDA multiplies by 1/255, which rounds
+    otherwise."""
     return x.to(dtype) / torch.full((), 255.0, dtype=dtype, device=x.device)
 
 
 def normalised(picture: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(picture - mean) * (1/std), one number a channel of picture [B, C, H, W]; unchanged where mean is empty."""
+    """(picture - mean) * (1/std), one number a channel of picture [B, C, H, W]; unchanged where
+    mean is empty."""
     if not mean:
         return picture
     factors = [[*mean], [1 / s for s in std]]

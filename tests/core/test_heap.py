@@ -11,7 +11,8 @@ import ctypes, resource
 from fastue.core.heap import freed_memory_kept, keep_freed_memory
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-c.free.argtypes, c.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+c.free.argtypes, c.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int,
+ctypes.c_size_t]
 
 def faults():
     for number in range(5):

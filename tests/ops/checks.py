@@ -1,4 +1,5 @@
-"""What the generic tests ask of any op: how its inputs are guarded, run on a backend and compared."""
+"""What the generic tests ask of any op: how its inputs are guarded, run on a backend and
+compared."""
 
 import functools
 from collections.abc import Callable
@@ -42,7 +43,8 @@ def why_absent(op: opspec.OpSpec, backend: opspec.Backend) -> str:
 
 
 def tested(op: opspec.OpSpec) -> list[Side]:
-    """The backends that run here or that FASTUE_REQUIRE names; the run's header lists the others."""
+    """The backends that run here or that FASTUE_REQUIRE names; the run's header lists the
+    others."""
     why = {b: why_absent(op, b) for b in op.backends}
     absent = {b for b, reason in why.items() if reason and b.name not in env.required_backends()}
     absent |= {
@@ -63,7 +65,8 @@ def cases(op: opspec.OpSpec, dtype: torch.dtype) -> dict[str, dict]:
 
 
 def poison(dtype: torch.dtype, written: bool):
-    """Beside what is only read NaN, so that reading on shows; a kernel that writes on would keep it, so not there."""
+    """Beside what is only read NaN, so that reading on shows; a kernel that writes on would keep
+    it, so not there."""
     if dtype.is_floating_point:
         return 173.25 if written else torch.nan
     return (
@@ -114,7 +117,8 @@ def names_written(op: opspec.OpSpec) -> set[str]:
 
 
 def copied(op: opspec.OpSpec, args: dict, convert=lambda t: t, place: Callable = guarded) -> dict:
-    """The arguments with fresh tensors, placed in memory by `place(tensor, whether the op writes it)`."""
+    """The arguments with fresh tensors, placed in memory by `place(tensor, whether the op writes
+    it)`."""
     written = names_written(op)
     return {
         k: place(convert(v), k in written) if isinstance(v, torch.Tensor) else v
@@ -127,7 +131,8 @@ def to_float64(t: torch.Tensor) -> torch.Tensor:
 
 
 def run(op: opspec.OpSpec, args: dict, backend: str) -> dict[str, torch.Tensor]:
-    """Run on a backend; everything the op wrote or returned, by name. An op that torch does not know is called."""
+    """Run on a backend; everything the op wrote or returned, by name. An op that torch does not
+    know is called."""
     known = opspec.registry().get(op.name) is op
     with opspec.use_backend(backend):
         result = (getattr(torch.ops.fastue, op.name) if known else op)(*args.values())
@@ -168,10 +173,12 @@ def looks_good(op: opspec.OpSpec, args: dict) -> bool:
 
 
 def compare(op: opspec.OpSpec, args: dict, backend: str, place: Callable = guarded) -> None:
-    """A backend against the reference in float64: at most twice what the reference loses in this dtype, plus atol.
+    """A backend against the reference in float64: at most twice what the reference loses in this
+    dtype, plus atol.
 
-    In whole numbers exact; inside the band that the op names, one step of the band's size more. `place` puts the
-    backend's arguments on its device and into memory; the definition's values always come from the CPU.
+    In whole numbers exact; inside the band that the op names, one step of the band's size more.
+    `place` puts the backend's arguments on its device and into memory; the definition's values
+    always come from the CPU.
     """
     given = copied(op, args, place=place)
     before = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}

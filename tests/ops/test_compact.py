@@ -1,4 +1,5 @@
-"""The int8 state, every case there is: all stored values x all pixel values x all kinds of gradient, bit for bit."""
+"""The int8 state, every case there is: all stored values x all pixel values x all kinds of
+gradient, bit for bit."""
 
 import pytest
 import torch

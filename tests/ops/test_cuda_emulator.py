@@ -1,4 +1,5 @@
-"""The emulator of cuda_host/ notices what it is there for: else green tests of the kernels would mean little."""
+"""The emulator of cuda_host/ notices what it is there for: else green tests of the kernels would
+mean little."""
 
 import ctypes
 
@@ -122,7 +123,8 @@ def test_the_limits_of_a_grid(x, y, z, threads, call):
 
 
 def test_conversions_are_torchs(call):
-    """Every half, and floats at, beside and between halves and bfloat16 numbers, subnormal and infinite ones too."""
+    """Every half, and floats at, beside and between halves and bfloat16 numbers, subnormal and
+    infinite ones too."""
     halves = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.float16)
     numbers = torch.cat([halves.float(), halves.view(torch.bfloat16).float()])
     ties = (numbers.double() + numbers.roll(-1).double()).div(2).float()

@@ -1,7 +1,8 @@
-"""The values of the CUDA kernels, without a GPU: compiled as C++ (cuda_host/), every case of every op that has one.
+"""The values of the CUDA kernels, without a GPU: compiled as C++ (cuda_host/), every case of every
+op that has one.
 
-Thread order, fences around memory and alignment are stricter than a GPU's; what a GPU's compiler makes of the code, its
-memory model and real concurrency are not tested here.
+Thread order, fences around memory and alignment are stricter than a GPU's; what a GPU's compiler
+makes of the code, its memory model and real concurrency are not tested here.
 """
 
 import shutil
@@ -47,7 +48,8 @@ def test_values(op, dtype, case, library):
 
 @pytest.mark.parametrize("op, case", BAD)
 def test_glue_alone_keeps_memory_safe(op, case, library):
-    """Without the checks of the Python side: bad arguments are refused, or change nothing but what the op writes.
+    """Without the checks of the Python side: bad arguments are refused, or change nothing but what
+    the op writes.
 
     What those checks let pass (a row out of range) must run: looking there would stop the device.
     """

@@ -1,8 +1,10 @@
-"""The generic test must catch realistic bugs: each is planted in a copy of the project's kernels, on which the cases run.
+"""The generic test must catch realistic bugs: each is planted in a copy of the project's kernels,
+on which the cases run.
 
-A mutant is (backend, file, the words there, what stands there instead). C++ mutants are compiled into a library of their
-own ("cpp": the portable code alone; "v4", "amx": with the hand-written AVX-512 or AMX code), CUDA ones, too, as C++
-(cuda_host/), Triton ones become a package of their own, and a process of their own uses them instead of the real ones.
+A mutant is (backend, file, the words there, what stands there instead). C++ mutants are compiled
+into a library of their own ("cpp": the portable code alone; "v4", "amx": with the hand-written
+AVX-512 or AMX code), CUDA ones, too, as C++ (cuda_host/), Triton ones become a package of their
+own, and a process of their own uses them instead of the real ones.
 """
 
 import functools
@@ -37,7 +39,8 @@ def mutants() -> dict[str, tuple[str, str, str, str]]:
 
 MUTANTS = mutants()
 
-# Uses the mutant's ops instead of the real ones and runs every case. The first one caught: exit 3. None: exit 0.
+# Uses the mutant's ops instead of the real ones and runs every case. The first one caught: exit 3.
+# None: exit 0.
 RUNNER = """
 import sys, types
 import torch
@@ -109,7 +112,8 @@ def copy_with(mutant, folder: Path) -> Path:
 def compile_sources(
     folder: Path, only: str | None = None, baseline: bool = True
 ) -> dict[str, Path]:
-    """The C++ files of `folder`, or one of them, as objects without a Python module; barely optimised, for one test."""
+    """The C++ files of `folder`, or one of them, as objects without a Python module; barely
+    optimised, for one test."""
     home = Path(torch.__file__).parent
     bindings = folder / "csrc" / "bindings.cpp"
     bindings.write_text(
@@ -141,7 +145,8 @@ def compile_sources(
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory) -> Callable[[bool], dict[str, Path]]:
-    """Without a bug, portable code alone or all of it; a mutant of one C++ file takes the others from here."""
+    """Without a bug, portable code alone or all of it; a mutant of one C++ file takes the others
+    from here."""
 
     @functools.cache
     def compiled(baseline: bool) -> dict[str, Path]:

@@ -50,7 +50,8 @@ def test_opcheck(op, dtype, case, device):
 @pytest.mark.parametrize("device", checks.devices())
 @pytest.mark.parametrize("op, dtype, case", [p for p in FIRST if p.values[2] in ("odd", "mixed")])
 def test_public_function_compiles_into_one_graph(op, dtype, case, device):
-    """The function people call, traced whole, gives the eager bits. aot_eager: inductor is not what is tested."""
+    """The function people call, traced whole, gives the eager bits. aot_eager: inductor is not what
+    is tested."""
     public = getattr(fastue.ops, op.name)
     eager, traced = arguments(op, dtype, case, device), arguments(op, dtype, case, device)
     public(**eager)
@@ -66,7 +67,8 @@ def test_public_function_compiles_into_one_graph(op, dtype, case, device):
 def test_bad_arguments_are_refused(op, case, side):
     """Before anything is written, with an error that says what is wrong.
 
-    But a kernel on a GPU does not look at rows before it runs, which would stop the device: none of them is touched.
+    But a kernel on a GPU does not look at rows before it runs, which would stop the device: none of
+    them is touched.
     """
     checks.need(op, side, checks.cases(op, op.dtypes[0])["odd"])
     args = checks.copied(op, op.bad(checks.generator())[case], place=_placed_on(side.device))
@@ -93,7 +95,8 @@ def _placed_on(device):
 
 @pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
 def test_cases_can_fail(op):
-    """The cases that random shapes miss are there under their names, and cases do not depend on hidden state."""
+    """The cases that random shapes miss are there under their names, and cases do not depend on
+    hidden state."""
     for dtype in op.dtypes:
         cases = checks.cases(op, dtype)
         assert set(REQUIRED) <= set(cases), set(REQUIRED) - set(cases)
@@ -110,7 +113,8 @@ def test_cases_can_fail(op):
 
 @pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
 def test_gradients(op):
-    """Where a gradient is declared: gradcheck of the reference in float64, each backend against it."""
+    """Where a gradient is declared: gradcheck of the reference in float64, each backend against
+    it."""
     if op.backward is None:
         assert op.setup_context is None
         return

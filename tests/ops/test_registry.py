@@ -125,7 +125,8 @@ def test_a_differentiable_op_has_its_gradient_declared_once(registered):
 
 
 def test_a_written_tensor_is_known_to_autograd():
-    """A buffer saved for a backward pass and then overwritten by an op is an error there, not a wrong gradient."""
+    """A buffer saved for a backward pass and then overwritten by an op is an error there, not a
+    wrong gradient."""
     x = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     out = torch.ones(1, 1, 2, 2)
     weight = torch.ones(1, requires_grad=True)
@@ -150,7 +151,8 @@ class Divisions(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
 def test_the_definition_divides_by_tensors(op):
-    """CUDA multiplies by the reciprocal of a number, which rounds otherwise: the definition would be another there."""
+    """CUDA multiplies by the reciprocal of a number, which rounds otherwise: the definition would
+    be another there."""
     with Divisions() as seen:
         torch.ones(2) / 255
     assert seen.by_number == [255]
@@ -163,7 +165,8 @@ def test_the_definition_divides_by_tensors(op):
 
 @pytest.mark.parametrize("op", checks.OPS.values(), ids=checks.OPS)
 def test_a_call_like_an_earlier_one_is_still_refused(op):
-    """`call` compares dtypes, devices and numbers only: the native kernel has to see the rest, and does."""
+    """`call` compares dtypes, devices and numbers only: the native kernel has to see the rest, and
+    does."""
     backend = next((b for b in op.backends if b.name == "cpp"), None)
     if backend is None or op.function(backend)[0] is None:
         assert backend is None or "cpp" not in checks.tested(op)

@@ -1,5 +1,6 @@
-"""The noise engine: known answers, bits, and whether the numbers are normal and independent. Seeds are fixed: what
-passes once passes always. Bounds are those of a true N(0, 1) at about four standard deviations."""
+"""The noise engine: known answers, bits, and whether the numbers are normal and independent. Seeds
+are fixed: what passes once passes always. Bounds are those of a true N(0, 1) at about four standard
+deviations."""
 
 import math
 
@@ -55,7 +56,8 @@ def exact(blocks, draws, **more):
     ids=["zeros", "ones", "pi"],
 )
 def test_philox_known_answers(counter, key, words):
-    """The vectors that Random123 publishes for philox4x32-10. The kernels' Philox is compared with this one."""
+    """The vectors that Random123 publishes for philox4x32-10. The kernels' Philox is compared with
+    this one."""
     found = _keyed.philox(tuple(torch.tensor([c]) for c in counter), key)
     assert " ".join(f"{int(w):08x}" for w in found) == words
 
@@ -94,8 +96,8 @@ def test_backends_give_the_same_bits(dtype):
 
 
 def band(backend: str, blocks: int, draws: range) -> float:
-    """The largest error of z, absolute. Each is at most four units in the last place, but where the definition's own
-    cosine of a quarter turn is 6e-17 instead of zero."""
+    """The largest error of z, absolute. Each is at most four units in the last place, but where the
+    definition's own cosine of a quarter turn is 6e-17 instead of zero."""
     worst = 0.0
     for draw in draws:
         z, wanted = noise([blocks], [draw], backend=backend)[0].double(), exact([blocks], [draw])[0]
@@ -150,7 +152,8 @@ def test_a_draw_depends_on_its_number_alone():
 
 
 def test_every_part_of_the_key_counts():
-    """Other seed (either half), purpose, draw or parameter, other numbers: no value of one set is found in another."""
+    """Other seed (either half), purpose, draw or parameter, other numbers: no value of one set is
+    found in another."""
     sets = [noise([8], [0])[0], noise([8], [1])[0], noise([8], [0], purpose=3)[0]]
     sets += [
         noise([8], [0], seed=12)[0],
@@ -191,7 +194,8 @@ def is_normal(z: torch.Tensor) -> None:
 
 
 def are_independent(rows: torch.Tensor) -> None:
-    """No two rows [n, d] are correlated, nor their squares; nor a row with itself moved by a lane or a block."""
+    """No two rows [n, d] are correlated, nor their squares; nor a row with itself moved by a lane
+    or a block."""
     d = rows.shape[1]
     moved = [rows[:1].roll(shift, dims=1) for shift in (1, 16, 32, 48, 64)]
     z = torch.cat([rows, *moved]).double()

@@ -1,4 +1,5 @@
-"""CONTRIBUTING's four steps, taken in a copy of the project: a new op costs what they say, and nothing else."""
+"""CONTRIBUTING's four steps, taken in a copy of the project: a new op costs what they say, and
+nothing else."""
 
 import os
 import shutil
@@ -168,7 +169,8 @@ def run(project: Path, *arguments: str, **environment: str) -> str:
 
 
 def test_a_room_and_a_triton_kernel(project):
-    """Steps 1 and 2: values, opcheck, one graph, refusals and structure, with no line of test or benchmark written."""
+    """Steps 1 and 2: values, opcheck, one graph, refusals and structure, with no line of test or
+    benchmark written."""
     pytest.importorskip("triton")
     assert str(project) in run(project, "-c", "import fastue.kernels as k; print(k.__file__)")
     tests = [

@@ -1,4 +1,5 @@
-"""What holds the house up: dependencies point one way, one word an op, one place for each foreign thing."""
+"""What holds the house up: dependencies point one way, one word an op, one place for each foreign
+thing."""
 
 import ast
 import os
@@ -29,7 +30,8 @@ def modules(folder: str) -> list[Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of everything a file imports, at any depth; `from a import b` counts as a and a.b."""
+    """Full names of everything a file imports, at any depth; `from a import b` counts as a and
+    a.b."""
     found = set()
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -158,7 +160,8 @@ def test_environment_table_is_complete():
 
 @pytest.mark.parametrize("folder", ["fastue", "kernels", "bench"])
 def test_no_device_literal(folder):
-    """A device comes from a tensor or an argument; a default may ask whether there is a GPU, in the same line."""
+    """A device comes from a tensor or an argument; a default may ask whether there is a GPU, in the
+    same line."""
     literal = re.compile(
         r"""device\s*=\s*["']cuda|\.cuda\(\)|\.to\(["']cuda|torch\.device\(["']cuda"""
     )
@@ -168,7 +171,8 @@ def test_no_device_literal(folder):
 
 
 def test_no_tolerance_outside_the_rooms():
-    """One number an op, in its room. Other tests compare exactly or say where their bound comes from."""
+    """One number an op, in its room. Other tests compare exactly or say where their bound comes
+    from."""
     for path in modules("tests/ops"):
         assert not re.search(r"\b[ar]tol\s*=\s*(?!0\.0\b)", path.read_text()), path
 

@@ -32,16 +32,19 @@ def apply_noise(
     """Model input (clamp(x/255 + noise[index], 0, 1) - mean) / std, float [B, C, H, W].
 
     x        uint8 [B, C, H, W], C = 1 or 3
-    noise    bank [M, C, H, W]: float32 in pixel units (8/255), or int8 with `scale` pixel units for each integer
-             (eps/127 for the compact state, 1/255 for final noise)
-    index    int64 [B], row of the bank for each picture: a sample's row or its class; repeats are fine
+    noise    bank [M, C, H, W]: float32 in pixel units (8/255), or int8 with `scale` pixel units for
+             each integer (eps/127 for the compact state, 1/255 for final noise)
+    index    int64 [B], row of the bank for each picture: a sample's row or its class; repeats are
+             fine
     mean, std  one number a channel, or None for pixels in [0, 1]
     dtype, channels_last  of the result: float32, bfloat16 or float16
-    ids      int64 [B], stable sample ids: also crop from a border of `pad` black pixels and (flip) mirror half of the
-             pictures, drawn from (seed, epoch, id) alone. The noise moves with its picture.
+    ids      int64 [B], stable sample ids: also crop from a border of `pad` black pixels and (flip)
+             mirror half of the pictures, drawn from (seed, epoch, id) alone. The noise moves with
+             its picture.
     out      [B, C, H, W] to write instead of a new tensor; its dtype and layout win
-    Not differentiable: take the gradient with respect to the result. Errors: ValueError, TypeError, IndexError
-    (RuntimeError from compiled code) for wrong shapes, dtypes and rows; on a GPU a row out of range gives NaN.
+    Not differentiable: take the gradient with respect to the result. Errors: ValueError, TypeError,
+    IndexError (RuntimeError from compiled code) for wrong shapes, dtypes and rows; on a GPU a row
+    out of range gives NaN.
     """
     if out is None:
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -87,7 +90,9 @@ OP = opspec.register(
         bench=cases.bench,
         traffic=traffic,
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
-        atol=2e-7,  # one rounding of a value near 1; mean and std are applied after it and scale it with the value
+        # one rounding of a value near 1; mean and std are applied after it and scale it with the
+        # value
+        atol=2e-7,
         bitwise=True,
         backends=(
             opspec.cuda(opspec.FLOATS),

@@ -55,7 +55,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         ),
         "beyond_cache": _case(g, dtype, 3, 4, 3, 500, 500, **normal),
     }
-    # Black and white pixels with noise at the budget on every side of the clamp, and exact sums of 0 and 1.
+    # Black and white pixels with noise at the budget on every side of the clamp, and exact sums of
+    # 0 and 1.
     x = torch.tensor([0, 0, 0, 255, 255, 255, 1, 254, 128, 8, 247, 127], dtype=torch.uint8).view(
         1, 3, 2, 2
     )

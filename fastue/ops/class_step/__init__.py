@@ -1,4 +1,5 @@
-"""class_step: the class-wise update of EMN, a step for each sample and the mean over the samples of a class."""
+"""class_step: the class-wise update of EMN, a step for each sample and the mean over the samples of
+a class."""
 
 import torch
 
@@ -22,11 +23,12 @@ def class_step(
 ) -> None:
     """The class-wise update, in place on the bank: for each class k in y
 
-        e_i = clamp(clamp(x_i/255 + noise_k, 0, 1) - step*sign(grad_i) - x_i/255, -eps, eps)     (ascend: + step*sign)
-        noise_k = clamp(mean of e_i over the batch's samples of class k, -eps, eps)
+        e_i = clamp(clamp(x_i/255 + noise_k, 0, 1) - step*sign(grad_i) - x_i/255, -eps, eps)
+        (ascend: + step*sign) noise_k = clamp(mean of e_i over the batch's samples of class k, -eps,
+        eps)
 
     noise    float32 [K, C, H, W] in pixel units; classes absent from the batch are not touched
-    grad     [B, C, H, W] float32, bfloat16 or float16;  x  uint8 [B, C, H, W];  y  int64 [B] in [0, K)
+    grad     [B, C, H, W] float32, bfloat16 or float16; x uint8 [B, C, H, W]; y int64 [B] in [0, K)
     Summed in batch order, so the bits do not depend on threads or backend. Errors as linf_step.
     """
     OP.call(

@@ -7,7 +7,8 @@ from fastue.ops._pixels import unit_pixels
 
 
 def class_step(noise, grad, x, y, step, eps, ascend):
-    """noise[k] = clamp(mean of the batch's stepped noises of class k, -eps, eps); see fastue.ops.class_step."""
+    """noise[k] = clamp(mean of the batch's stepped noises of class k, -eps, eps); see
+    fastue.ops.class_step."""
     _checks.rows("class_step", "y", y, len(noise))
     if y.numel() == 0:
         return

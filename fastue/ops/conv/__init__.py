@@ -1,6 +1,7 @@
 """conv: a convolution with what stands around it in a network, or the gradient of its input.
 
-bfloat16 only; for float32 see conv3x3. No kernel for a GPU: there cuDNN is one, and nothing calls this.
+bfloat16 only; for float32 see conv3x3. No kernel for a GPU: there cuDNN is one, and nothing calls
+this.
 """
 
 import torch
@@ -27,19 +28,22 @@ def conv(
     relu: bool = False,
     size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """relu(conv2d(x', weight) + bias + residual), x' = x where not gate <= 0, else 0.  With `transposed` the gradient:
+    """relu(conv2d(x', weight) + bias + residual), x' = x where not gate <= 0, else 0. With
+    `transposed` the gradient:
 
-    conv_transpose2d, which turns the gradient of a convolution's output into that of its input. `gate` is then the
-    convolution's output after its ReLU: the ReLU's own backward.
+    conv_transpose2d, which turns the gradient of a convolution's output into that of its input.
+    `gate` is then the convolution's output after its ReLU: the ReLU's own backward.
 
     x         bfloat16 [B, C, H, W], best channels_last, as are gate, residual and out
-    weight    [O, C, h, w], with `transposed` [C, O, h, w]: in both cases the convolution's own; bfloat16
+    weight    [O, C, h, w], with `transposed` [C, O, h, w]: in both cases the convolution's own;
+              bfloat16
     bias      float32 [O];  gate  as x;  residual  as out
     out       [B, O, H', W'] to write instead of a new tensor
     stride, padding  the convolution's, the same in both directions
     size      with `transposed` and without `out`: (H', W'), the size of the convolution's input
-    Sums are float32, rounded once; kernels may take numbers below 1e-38 for zero. Not differentiable.
-    Errors: ValueError, TypeError (RuntimeError from compiled code) for wrong shapes, dtypes and layouts.
+    Sums are float32, rounded once; kernels may take numbers below 1e-38 for zero. Not
+    differentiable. Errors: ValueError, TypeError (RuntimeError from compiled code) for wrong
+    shapes, dtypes and layouts.
     """
     if out is None:
         channels = weight.shape[1] if transposed else weight.shape[0]

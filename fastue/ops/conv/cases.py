@@ -15,7 +15,8 @@ def case(
     g, dtype, batch, cin, cout, side, kernel=3, stride=1, padding=1, *, transposed=False, relu=False, around=False,
     height=None,
 ):  # fmt: skip
-    """`around`: with bias, gate and residual. `side` and `height` are those of the convolution's input."""
+    """`around`: with bias, gate and residual. `side` and `height` are those of the convolution's
+    input."""
     height = height or side
     weight = _randn(g, dtype, cout, cin, kernel, kernel) / (kernel * kernel * max(cin, 1)) ** 0.5
     deep = [(n + 2 * padding - kernel) // stride + 1 for n in (height, side)]

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 
 def conv(x, weight, bias, gate, residual, out, stride, padding, transposed, relu):
-    """out = relu(conv(x) + bias + residual), or the gradient of a convolution's input; see fastue.ops.conv."""
+    """out = relu(conv(x) + bias + residual), or the gradient of a convolution's input; see
+    fastue.ops.conv."""
     if gate is not None:
         x = torch.where(gate <= 0, 0.0, x).to(x.dtype)
     if transposed:

@@ -1,7 +1,9 @@
-"""conv3x3: the 3x3 convolution of stride 1 in float32, by Winograd's F(4x4, 3x3), with a quarter of the products.
+"""conv3x3: the 3x3 convolution of stride 1 in float32, by Winograd's F(4x4, 3x3), with a quarter of
+the products.
 
-The kernel rounds several times more than direct sums do, and hundreds of times less than TF32, which is what GPUs call
-float32; `band` is the limit. No kernel for a GPU: there cuDNN is one, and nothing calls this.
+The kernel rounds several times more than direct sums do, and hundreds of times less than TF32,
+which is what GPUs call float32; `band` is the limit. No kernel for a GPU: there cuDNN is one, and
+nothing calls this.
 """
 
 import torch
@@ -25,10 +27,12 @@ def conv3x3(
     transposed: bool = False,
     relu: bool = False,
 ) -> torch.Tensor:
-    """`conv` in float32 for the commonest convolution: 3x3, stride 1, padding 1. Arguments and errors as there.
+    """`conv` in float32 for the commonest convolution: 3x3, stride 1, padding 1. Arguments and
+    errors as there.
 
     x         float32 [B, C, H, W], best channels_last, as are gate, residual and out [B, O, H, W]
-    weight    float32 [O, C, 3, 3], with `transposed` [C, O, 3, 3]: in both cases the convolution's own
+    weight    float32 [O, C, 3, 3], with `transposed` [C, O, 3, 3]: in both cases the convolution's
+              own
     The kernel is Winograd's F(4x4, 3x3) (Lavin & Gray 2016): a rounding error of at most 2^-21 * max |x| * sum |weight|
     in our tests, and a NaN or infinity reaches the whole of its 4x4 tile. Not differentiable.
     """
@@ -50,7 +54,8 @@ def check(x, weight, bias, gate, residual, out, transposed, relu):
 
 
 def band(exact, x, weight, bias, gate, residual, out, transposed, relu):
-    """The kernel's rounding: four times 2^-23 of the largest output that pixels and weights of this size could give."""
+    """The kernel's rounding: four times 2^-23 of the largest output that pixels and weights of this
+    size could give."""
     x, weight = (t.double().nan_to_num(0.0, 0.0, 0.0).abs() for t in (x, weight))
     if x.numel() == 0:
         return {}

@@ -1,4 +1,5 @@
-"""conv_weights: the gradient of a convolution's weight. No kernel for a GPU, for the reason conv has none."""
+"""conv_weights: the gradient of a convolution's weight. No kernel for a GPU, for the reason conv
+has none."""
 
 import torch
 
@@ -13,10 +14,12 @@ NAME = "conv_weights"
 def conv_weights(
     x: torch.Tensor, grad: torch.Tensor, out: torch.Tensor, stride: int = 1, padding: int = 0
 ) -> torch.Tensor:
-    """out = the gradient of the weight of conv2d(x, weight, stride, padding) whose output has the gradient `grad`.
+    """out = the gradient of the weight of conv2d(x, weight, stride, padding) whose output has the
+    gradient `grad`.
 
     x     bfloat16 [B, C, H, W];  grad  bfloat16 [B, O, H', W'], both best channels_last
-    out   float32 [O, C, h, w], any of the two layouts, written and returned; its h and w are the kernel's
+    out   float32 [O, C, h, w], any of the two layouts, written and returned; its h and w are the
+          kernel's
     Sums are float32, their order does not depend on the number of threads. Errors as for conv.
     """
     OP.call(interleaved(x), interleaved(grad), plain(out), stride, padding)

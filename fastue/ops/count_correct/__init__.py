@@ -13,13 +13,14 @@ NAME = "count_correct"
 def count_correct(
     logits: torch.Tensor, y: torch.Tensor, counts: torch.Tensor, slot: int = 0
 ) -> None:
-    """counts[slot] += number of rows of logits whose largest entry is that of y, in place, without waiting for a GPU.
+    """counts[slot] += number of rows of logits whose largest entry is that of y, in place, without
+    waiting for a GPU.
 
     logits   [B, K] float32, bfloat16 or float16
     y        int64 [B]; a class outside of [0, K) is never right
     counts   int64 [S], contiguous, on the device of logits;  slot  in [0, S)
-    As torch.argmax has it, of equal entries the first is the largest, and NaN is larger than any number.
-    Errors: ValueError, TypeError, IndexError for wrong shapes, dtypes and slots.
+    As torch.argmax has it, of equal entries the first is the largest, and NaN is larger than any
+    number. Errors: ValueError, TypeError, IndexError for wrong shapes, dtypes and slots.
     """
     OP.call(plain(logits).contiguous(), y.contiguous(), counts, slot)
 

@@ -1,4 +1,5 @@
-"""l2_step: one step along the normalised gradient, projected to an l2 ball a sample and to valid pixels, in place."""
+"""l2_step: one step along the normalised gradient, projected to an l2 ball a sample and to valid
+pixels, in place."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ def l2_step(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> None:
-    """One step along the normalised gradient on noise[index], in place, within an l2 ball and within valid pixels:
+    """One step along the normalised gradient on noise[index], in place, within an l2 ball and
+    within valid pixels:
 
         n = n - step*grad/|grad|;  n = n * min(1, eps/|n|);  n = clamp(n, -x/255, 1 - x/255)       (ascend: +)
 

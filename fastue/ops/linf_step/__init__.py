@@ -1,4 +1,5 @@
-"""linf_step: one signed step on noise rows, projected to the budget and to valid pixels, in place, in one pass."""
+"""linf_step: one signed step on noise rows, projected to the budget and to valid pixels, in place,
+in one pass."""
 
 from collections.abc import Sequence
 
@@ -27,17 +28,21 @@ def linf_step(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> None:
-    """One signed-gradient step on noise[index], in place, kept within the budget and within valid pixels:
+    """One signed-gradient step on noise[index], in place, kept within the budget and within valid
+    pixels:
 
-        n = clamp(n - step*sign(grad), -eps, eps);  n = clamp(n, -x/255, 1 - x/255)        (ascend: + step*sign)
+        n = clamp(n - step*sign(grad), -eps, eps); n = clamp(n, -x/255, 1 - x/255) (ascend: +
+        step*sign)
 
-    noise    bank [M, C, H, W], float32 in pixel units or int8 with `scale` (see apply_noise); an int8 bank stores the
-             float32 result rounded to the nearest multiple of scale, ties to even, and is stepped from what it stores
+    noise    bank [M, C, H, W], float32 in pixel units or int8 with `scale` (see apply_noise); an
+             int8 bank stores the float32 result rounded to the nearest multiple of scale, ties to
+             even, and is stepped from what it stores
     grad     [B, C, H, W] float32, bfloat16 or float16; zero and NaN move nothing
     x        uint8 [B, C, H, W];  index  int64 [B], rows of the bank, each at most once
     step, eps  pixel units
     mask     bool [B, 1, H, W] or [1, 1, H, W]: where False the noise becomes 0 (patch noise)
-    out      float [B, C, H, W]: also write the next model input there, as apply_noise would, with `mean` and `std`
+    out      float [B, C, H, W]: also write the next model input there, as apply_noise would, with
+             `mean` and `std`
     std is positive, so the sign of the gradient is the same before and after normalisation.
     Errors as apply_noise; on a GPU rows out of range are skipped.
     """
@@ -66,7 +71,8 @@ def check(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std)
 
 
 def band(exact, noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std):
-    """An int8 bank rounds to nearest: within 1e-3 of a tie either neighbour is right, and the input made of it."""
+    """An int8 bank rounds to nearest: within 1e-3 of a tie either neighbour is right, and the input
+    made of it."""
     if noise.dtype != torch.int8:
         return None
     n = noise[index].double() * scale
@@ -82,7 +88,8 @@ def band(exact, noise, grad, x, index, step, eps, ascend, scale, mask, out, mean
 
 
 def traffic(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std):
-    """Bytes: gradient and pictures read, noise read and written, next input and mask where there are any."""
+    """Bytes: gradient and pictures read, noise read and written, next input and mask where there
+    are any."""
     more = sum(t.nbytes for t in (mask, out) if t is not None)
     return grad.nbytes + x.nbytes + 2 * x.numel() * noise.element_size() + more
 

@@ -103,7 +103,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     found["offset"] = crooked | {k: offset(crooked[k]) for k in ("noise", "grad", "x", "out")}
     for moved in ("noise", "grad", "x", "out"):
         found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
-    # Gradients of both zeros, NaNs and infinities; noise at 0 and at the budget; pixels where the range binds.
+    # Gradients of both zeros, NaNs and infinities; noise at 0 and at the budget; pixels where the
+    # range binds.
     grad = torch.tensor(
         [0.0, -0.0, torch.nan, torch.inf, -torch.inf, 1e-8, -1e-8, 1.0, -1.0, 0.0, 2.0, -2.0]
     )

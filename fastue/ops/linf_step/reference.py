@@ -7,7 +7,8 @@ from fastue.ops._pixels import normalised, unit_pixels
 
 
 def linf_step(noise, grad, x, index, step, eps, ascend, scale, mask, out, mean, std):
-    """n = clamp(clamp(n -/+ step*sign(g), -eps, eps), -x/255, 1 - x/255) on n = noise[index]; see fastue.ops."""
+    """n = clamp(clamp(n -/+ step*sign(g), -eps, eps), -x/255, 1 - x/255) on n = noise[index]; see
+    fastue.ops."""
     _checks.rows("linf_step", "index", index, len(noise))
     work = torch.float64 if noise.dtype == torch.float64 else torch.float32
     n = noise[index].to(work)

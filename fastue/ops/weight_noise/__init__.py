@@ -1,4 +1,5 @@
-"""weight_noise: Gaussian noise on all parameters of a model, each value keyed by (seed, draw, parameter, element)."""
+"""weight_noise: Gaussian noise on all parameters of a model, each value keyed by (seed, draw,
+parameter, element)."""
 
 import math
 
@@ -25,21 +26,24 @@ def weight_noise(
     dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gaussian noise on all parameters of a model, several draws in one launch: out[k] = base + sigma * z(draws[k])
+    """Gaussian noise on all parameters of a model, several draws in one launch: out[k] = base +
+    sigma * z(draws[k])
 
-    base     float32 [D]: the parameters one after another, each padded to a multiple of 64 elements, which is a block
+    base     float32 [D]: the parameters one after another, each padded to a multiple of 64
+             elements, which is a block
     table    int64 [D/64]: for each block its parameter << 32 | its number within the parameter, below 2^28
     draws    int64 [K], numbers of the draws, each in [0, 2^32)
     sigma    standard deviation, >= 0; with 0 the result is base
-    seed     64 bits;  purpose  in [0, 2^32), one of WEIGHTS_*: keeps the draws of different uses apart
-    dtype    of the result, float32 or bfloat16; the sum is float32 and rounded once, so that bfloat16 weights are a
-             function of weights with Gaussian noise
+    seed     64 bits; purpose in [0, 2^32), one of WEIGHTS_*: keeps the draws of different uses
+             apart
+    dtype    of the result, float32 or bfloat16; the sum is float32 and rounded once, so that
+             bfloat16 weights are a function of weights with Gaussian noise
     out      [K, D], contiguous, to write instead of a new tensor; its dtype wins
     z is standard normal (tail to |z| = 7.5) and depends on (seed, purpose, draw, parameter, element) alone: a draw can
-    be made again at any time, in any company, with the same bits on every backend but the reference, which is the
-    exact definition and differs by rounding. Padding gets noise too. Not differentiable.
-    Errors: ValueError, TypeError, IndexError (RuntimeError from compiled code) for wrong shapes, dtypes and numbers; on
-    a GPU draws and blocks out of range wrap around.
+    be made again at any time, in any company, with the same bits on every backend but the
+    reference, which is the exact definition and differs by rounding. Padding gets noise too. Not
+    differentiable. Errors: ValueError, TypeError, IndexError (RuntimeError from compiled code) for
+    wrong shapes, dtypes and numbers; on a GPU draws and blocks out of range wrap around.
     """
     if out is None:
         out = torch.empty((len(draws), len(base)), dtype=dtype, device=base.device)
@@ -80,7 +84,8 @@ OP = opspec.register(
         bench=cases.bench,
         traffic=traffic,
         dtypes=(torch.float32, torch.bfloat16),
-        atol=Z_BAND,  # for sigma = 1, the largest of the cases: log, sin and cos are polynomials there, libm here
+        # for sigma = 1, the largest of the cases: log, sin and cos are polynomials there, libm here
+        atol=Z_BAND,
         backends=(
             opspec.cuda(opspec.FLOATS),
             opspec.triton(opspec.FLOATS),

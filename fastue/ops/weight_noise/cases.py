@@ -8,7 +8,8 @@ from fastue.ops._keyed import WEIGHTS_CERTIFY
 
 
 def table_of(blocks, parameters=None) -> torch.Tensor:
-    """int64 [sum of blocks] for parameters of so many blocks of 64 elements, numbered from 0 where not told."""
+    """int64 [sum of blocks] for parameters of so many blocks of 64 elements, numbered from 0 where
+    not told."""
     numbers = range(len(blocks)) if parameters is None else parameters
     return torch.cat([torch.arange(n) + (p << 32) for p, n in zip(numbers, blocks, strict=True)])
 
@@ -95,7 +96,8 @@ def small() -> list[int]:
 
 
 def bench() -> dict:
-    """A large model and a small one, one draw; eight draws of the small one; both dtypes of the result."""
+    """A large model and a small one, one draw; eight draws of the small one; both dtypes of the
+    result."""
 
     def make(sizes, draws, dtype):
         blocks = [-(-n // 64) for n in sizes()]

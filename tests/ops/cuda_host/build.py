@@ -1,7 +1,8 @@
 """Compile CUDA files as C++: a library in which each CUDA thread is a fiber (runtime.cpp).
 
-A launch `kernel<...><<<grid, block, 0, stream>>>(...)` becomes a call of a template on the kernel; nothing else in a
-kernel's text changes. Headers of CUDA come from include/. An object is kept under the hash of all that it depends on.
+A launch `kernel<...><<<grid, block, 0, stream>>>(...)` becomes a call of a template on the kernel;
+nothing else in a kernel's text changes. Headers of CUDA come from include/. An object is kept under
+the hash of all that it depends on.
 """
 
 import fcntl
@@ -26,7 +27,8 @@ FLAGS = [
         f"-I{INCLUDE}",
         f"-isystem{TORCH / 'include'}",
     ),
-    # A misaligned access is an illegal instruction; what is not initialised is a large negative number.
+    # A misaligned access is an illegal instruction; what is not initialised is a large negative
+    # number.
     *(
         "-fsanitize=alignment",
         "-fsanitize-undefined-trap-on-error",
@@ -44,7 +46,8 @@ class CompileError(RuntimeError):
 
 
 def rewrite_launches(text: str) -> str:
-    """`name<...><<<grid, block, 0, stream>>>(` as `cuda_host::launch<&name<...>>(grid, block, 0, stream)(`."""
+    """`name<...><<<grid, block, 0, stream>>>(` as `cuda_host::launch<&name<...>>(grid, block, 0,
+    stream)(`."""
     start = text.find("<<<")
     if start < 0:
         return text
@@ -115,7 +118,8 @@ def compile_object(path: Path, cache: Path) -> Path:
 
 
 def build(sources: list[Path], cache: Path) -> Path:
-    """A library of these files and the runtime. One process at a time builds in a cache; the others wait for it."""
+    """A library of these files and the runtime. One process at a time builds in a cache; the others
+    wait for it."""
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,5 @@
-"""The library of build.py as the `cuda` backend of the ops, on CPU tensors, and tensors at pages nobody may touch."""
+"""The library of build.py as the `cuda` backend of the ops, on CPU tensors, and tensors at pages
+nobody may touch."""
 
 import contextlib
 import ctypes
@@ -39,7 +40,8 @@ class Library:
             value.value = 0
 
     def launches(self) -> dict[str, int]:
-        """Launches of every compiled instance of a kernel since the last call: {name<...>: number}."""
+        """Launches of every compiled instance of a kernel since the last call: {name<...>:
+        number}."""
         lines = (
             line.split(" ", 1) for line in self.code.cuda_host_launches().decode().splitlines()
         )
@@ -55,7 +57,8 @@ def has_cuda(op: opspec.OpSpec) -> bool:
 
 @functools.cache
 def load(csrc: Path, cache: Path = CACHE, op: str = "*") -> Library:
-    """Compile and load the kernels of a source folder, or one op's: once a process, torch takes no second kernel."""
+    """Compile and load the kernels of a source folder, or one op's: once a process, torch takes no
+    second kernel."""
     path = build.build(build.kernels(csrc, op), cache)
     for spec in filter(has_cuda, opspec.registry().values()):
         _SCHEMAS.define(spec.name + spec.schema)
@@ -65,7 +68,8 @@ def load(csrc: Path, cache: Path = CACHE, op: str = "*") -> Library:
 
 
 def native(name: str) -> Callable:
-    """The glue of an op, without the checks of the Python side. Memory that it asks torch for is poison."""
+    """The glue of an op, without the checks of the Python side. Memory that it asks torch for is
+    poison."""
     glue = getattr(getattr(torch.ops, build.NAMESPACE), name).default
 
     def call(*args):
@@ -81,14 +85,16 @@ def native(name: str) -> Callable:
 
 
 def on_host(op: opspec.OpSpec) -> opspec.OpSpec:
-    """The op with one backend: `cuda`, on CPU tensors. torch does not know it; checks.run calls it as it is."""
+    """The op with one backend: `cuda`, on CPU tensors. torch does not know it; checks.run calls it
+    as it is."""
     cuda = next(b for b in op.backends if b.name == "cuda")
     return dataclasses.replace(op, backends=(dataclasses.replace(cuda, device="cpu", load=native),))
 
 
 def fenced(t: torch.Tensor, written: bool, at_end: bool) -> torch.Tensor:
-    """A copy of t, same strides, that ends (or begins) at a page nobody may touch; not written, it is on pages that
-    can only be read. One that begins there keeps its place between multiples of 16 bytes. Poison fills the rest."""
+    """A copy of t, same strides, that ends (or begins) at a page nobody may touch; not written, it
+    is on pages that can only be read. One that begins there keeps its place between multiples of 16
+    bytes. Poison fills the rest."""
     page, lead = mmap.PAGESIZE, checks.misalignment(t)
     size = -(-(lead + checks.used(t)) * t.element_size() // page) * page or page
     memory = mmap.mmap(-1, size + 2 * page)  # lives as long as the tensor
