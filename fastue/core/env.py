@@ -6,7 +6,7 @@ import os
 VARIABLES = {
     "FASTUE_BACKEND": ("auto", "backend of every op: auto, reference, cpp, triton or cuda"),
     "FASTUE_REQUIRE": ("", "comma-separated backends whose absence is a test failure instead of a skip"),
-    "FASTUE_BUILD_EXT": ("1", "0 at install time: install without compiling csrc/"),
+    "FASTUE_BUILD_EXT": ("1", "at install time: 0 compiles nothing of csrc/, cpp leaves out the CUDA library"),
     "RANK": ("0", "torchrun's own: number of this process among those that share a certificate's draws"),
     "WORLD_SIZE": ("1", "torchrun's own: how many they are"),
     "TRITON_INTERPRET": ("0", "Triton's own: 1 runs Triton kernels on the CPU, slowly, for tests"),

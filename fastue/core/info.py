@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastue.core import env, opspec
+from fastue.core import env, native, opspec
 
 _PACKAGES = ("torch", "triton", "numpy", "torchvision", "timm", "ffcv", "safetensors", "pillow")
 
@@ -66,6 +66,7 @@ def collect() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpu": [device_name(f"cuda:{i}") for i in range(torch.cuda.device_count())] if gpu else [],
         "environment": env.settings(),
+        "libraries": native.builds(),
         "backend": opspec.chosen_backend(),
         "backends": backends(),
     }
@@ -85,4 +86,4 @@ def text() -> str:
         for number, (backend, reason) in enumerate(row.items()):
             label = name if number == 0 else ""
             lines.append(f"{label:<{width}}  {backend:<9}  {reason or 'ready'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"{name} library {state}" for name, state in found["libraries"].items())])

@@ -1,41 +1,52 @@
-"""The compiled library, loaded on the first call of an op that wants it. Nothing else in fastue touches it.
+"""The compiled libraries, loaded on the first call of an op that wants one. Nothing else in fastue touches them.
 
-`fastue._C` (always built where there is a compiler) defines the native ops and their CPU code. `fastue/_cuda*.so`
-(built only where torch has CUDA) adds the CUDA code to the same ops and holds no Python symbol.
+`fastue/_C*.so` defines the native ops and their CPU code; `fastue/_cuda*.so` adds the CUDA code to the same ops. Both
+hold no Python symbol. setup.py builds what it can and leaves `fastue/_build.json`, which says of the rest why not.
 """
 
-import importlib
-import pathlib
+import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 
 NAMESPACE = "fastue_native"
+PACKAGE = Path(__file__).parent.parent
+LIBRARIES = {"cpp": "_C", "cuda": "_cuda"}
+
+
+def builds() -> dict[str, str]:
+    """{"cpp" or "cuda": "built: how" or "not built: why, and the remedy"}, as the installation wrote it down."""
+    try:
+        report = json.loads((PACKAGE / "_build.json").read_text())
+    except FileNotFoundError:
+        report = {}
+    absent = {"built": False, "how": "fastue was never installed from here; pip install --no-build-isolation -e ."}
+    entries = {name: report.get(name, absent) for name in LIBRARIES}
+    return {name: f"{'built' if entry['built'] else 'not built'}: {entry['how']}" for name, entry in entries.items()}
+
+
+def _load_library(name: str) -> str:
+    """Load the C++ or the CUDA library; return why it cannot be used, "" when it can."""
+    library = next(PACKAGE.glob(f"{LIBRARIES[name]}.*so"), None)
+    if library is None:
+        return f"not available: {builds()[name]}"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"not available: {error}"
+    return ""
 
 
 @cache
 def _load(device: str) -> str:
     """Load the library for a device type; return why it cannot be used, "" when it can."""
     if device == "cpu":
-        try:
-            importlib.import_module("fastue._C")
-        except ImportError as error:
-            return f"not available: {error}"
-        return ""
-    missing = _load("cpu")
-    if missing:
-        return missing
+        return _load_library("cpp")
     if torch.version.cuda is None:
         return "not available: this torch has no CUDA"
-    library = next(pathlib.Path(__file__).parent.parent.glob("_cuda*.so"), None)
-    if library is None:
-        return "not available: fastue/_cuda was not built"
-    try:
-        torch.ops.load_library(str(library))
-    except OSError as error:
-        return f"not available: {error}"
-    return ""
+    return _load("cpu") or _load_library("cuda")
 
 
 def op(name: str, device: str) -> Callable:
