@@ -30,7 +30,7 @@ CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-m
 CXX_FLAGS += ["-ffp-contract=off", TORCH_TARGET]  # the same bits in every clone, and as the reference
 CUDA_ARCHS = ("80", "90", "100")
 CUDA_FOLDERS = "/usr/local/cuda"
-LINK_FLAGS = ["-ltorch", "-ltorch_cpu", "-lc10"]
+LINK_FLAGS = ["-ltorch", "-ltorch_cpu", "-lc10", "-lgcc"]  # -lgcc: older systems' libgcc_s cannot convert float16
 
 
 class NotBuilt(Exception):
@@ -84,7 +84,7 @@ def cxx() -> list[str]:
         return given
     name = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), None)
     if name is None:
-        raise NotBuilt("no C++ compiler on PATH; install g++ 11 or newer and install fastue again")
+        raise NotBuilt("no C++ compiler on PATH; install g++ 12 or newer and install fastue again")
     return [name]
 
 
@@ -152,7 +152,10 @@ def build_cpp(names: list[str], library: Path, folder: Path) -> str:
     compiler = cxx()
     home, _ = torch_folder()
     flags = [*CXX_FLAGS, f"-I{home / 'include'}"]
-    build_library([*compiler, *flags], [*compiler, f"-L{home / 'lib'}"], names, library, folder)
+    try:
+        build_library([*compiler, *flags], [*compiler, f"-L{home / 'lib'}"], names, library, folder)
+    except NotBuilt as error:
+        raise NotBuilt(f"{error}; fastue needs g++ 12 or newer, CXX=... names another one") from None
     return output(*compiler, "--version").splitlines()[0]
 
 
