@@ -4,6 +4,8 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 EXTRAS := triton,vision,demo,report,dev
+# What the tests must not skip: Triton, and C++ where there is a compiler.
+REQUIRE := $(shell command -v $(firstword $(CXX)) >/dev/null && echo cpp,)triton
 
 .PHONY: install demo test test-slow test-install lint compile bench check wheel clean
 
@@ -26,10 +28,10 @@ demo: install
 
 # The interpreter runs the Triton kernels on the CPU; a required backend that is missing fails instead of skipping.
 test: install
-	FASTUE_REQUIRE=$${FASTUE_REQUIRE-cpp,triton} $(PY) -m pytest -q -m "not slow"
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -m "not slow"
 
 test-slow: install
-	FASTUE_REQUIRE=$${FASTUE_REQUIRE-cpp,triton} $(PY) -m pytest -q -m slow -n 2 --timeout 7200
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -m slow -n 2 --timeout 7200
 
 # The two commands on machines that this one is made to look like; several GB of wheels, needs root.
 test-install:
