@@ -1,10 +1,10 @@
 """What pyproject.toml cannot say: kernels/ is packaged as fastue.kernels, and how csrc/ is built.
 
-    pip install --no-build-isolation -e .        with the compiled libraries; needs torch and a C++ compiler
-    FASTUE_BUILD_EXT=0 pip install -e .          with neither; =cpp leaves only the CUDA library out
+    pip install --no-build-isolation -e .    with the libraries; needs torch and a C++ compiler
+    FASTUE_BUILD_EXT=0 pip install -e .      with neither; =cpp leaves only the CUDA library out
 
-Two libraries that torch loads, without a Python symbol: fastue/_C*.so is C++, fastue/_cuda*.so is CUDA, where
-an nvcc fits torch. A library that cannot be built costs neither the other one nor the package.
+Two libraries that torch loads, without a Python symbol: fastue/_C*.so is C++, fastue/_cuda*.so is
+CUDA, where an nvcc fits torch. One that cannot be built costs neither the other nor the package.
 fastue/_build.json says which were built and, of the others, why not; `fastue info` prints it.
 """
 
@@ -24,13 +24,14 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-# torch 2.10's stable ABI: one binary for every later torch; without a Python symbol, for every Python.
+# torch 2.10's stable ABI: one binary for every later torch. No Python symbol: for every Python.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 CXX_FLAGS += ["-ffp-contract=off", TORCH_TARGET]  # the same bits in every clone, and as the reference
 CUDA_ARCHS = ("80", "90", "100")
 CUDA_FOLDERS = "/usr/local/cuda"
-LINK_FLAGS = ["-ltorch", "-ltorch_cpu", "-lc10", "-lgcc"]  # -lgcc: older systems' libgcc_s cannot convert float16
+LINK_FLAGS = ["-ltorch", "-ltorch_cpu", "-lc10"]
+LINK_FLAGS += ["-lgcc"]  # the libgcc_s of older systems cannot convert float16
 
 
 class NotBuilt(Exception):
@@ -69,9 +70,8 @@ def torch_folder() -> tuple[Path, str | None]:
     try:
         import torch
     except Exception as error:  # a broken torch raises anything
-        raise NotBuilt(
-            f"torch cannot be imported ({error}); install torch, then fastue with --no-build-isolation"
-        ) from None
+        remedy = "install torch, then fastue with --no-build-isolation"
+        raise NotBuilt(f"torch cannot be imported ({error}); {remedy}") from None
     if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
         raise NotBuilt(f"torch {torch.__version__} is too old; install torch 2.10 or newer")
     return Path(torch.__file__).parent, torch.version.cuda
@@ -89,7 +89,7 @@ def cxx() -> list[str]:
 
 
 def nvccs() -> list[str]:
-    """Every nvcc of this machine: of CUDA_HOME, CUDA_PATH, PATH, and of the usual folders, new toolkits first."""
+    """Every nvcc here: of CUDA_HOME, CUDA_PATH, PATH, and of the usual folders, new toolkits first."""
     folders = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     versions = glob.glob(f"{CUDA_FOLDERS}-*")
     versions.sort(key=lambda folder: [int(n) for n in re.findall(r"\d+", folder)], reverse=True)
@@ -100,9 +100,9 @@ def nvccs() -> list[str]:
 
 
 def known_archs(nvcc: str, cuda: str) -> tuple[str, ...]:
-    """Those of CUDA_ARCHS that nvcc knows; NotBuilt where it is of another major version than torch's CUDA.
+    """Those of CUDA_ARCHS that nvcc knows; NotBuilt where its major version is not torch's.
 
-    Minor versions may differ: the runtime is linked statically, and a driver runs every minor version of its major one.
+    Minor versions may differ: the runtime is linked statically, and a driver runs all of its major.
     """
     release = re.search(r"release (\d+)(\.\d+)?", output(nvcc, "--version"))
     if release is None:
@@ -117,7 +117,7 @@ def known_archs(nvcc: str, cuda: str) -> tuple[str, ...]:
 
 
 def usable_nvcc(cuda: str) -> tuple[str, tuple[str, ...]]:
-    """The first nvcc that fits torch's CUDA, and its architectures; NotBuilt with each one's reason."""
+    """The first nvcc that fits torch's CUDA, with its architectures; or each one's reason."""
     reasons = []
     for nvcc in nvccs():
         try:
@@ -125,11 +125,12 @@ def usable_nvcc(cuda: str) -> tuple[str, tuple[str, ...]]:
         except NotBuilt as error:
             reasons.append(str(error))
     where = f"no nvcc in CUDA_HOME, in CUDA_PATH, on PATH or in {CUDA_FOLDERS}*"
-    remedy = f"install the CUDA {cuda.split('.')[0]} toolkit and install fastue again, or use the Triton kernels"
+    toolkit = f"the CUDA {cuda.split('.')[0]} toolkit"
+    remedy = f"install {toolkit} and then fastue again, or use the Triton kernels"
     raise NotBuilt(f"{'; '.join(reasons) or where}; {remedy}")
 
 
-def build_library(compiler: list[str], link: list[str], names: list[str], library: Path, folder: Path) -> None:
+def build_library(compiler: list[str], linker: list[str], names: list[str], library: Path, folder: Path) -> None:
     """Compile each source, several at a time, and link them."""
     folder.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -144,18 +145,18 @@ def build_library(compiler: list[str], link: list[str], names: list[str], librar
         objects = list(pool.map(compiled, names))
     finally:
         pool.shutdown(cancel_futures=True)
-    output(*link, "-shared", "-o", str(library), *objects, *LINK_FLAGS)
+    output(*linker, "-shared", "-o", str(library), *objects, *LINK_FLAGS)
 
 
 def build_cpp(names: list[str], library: Path, folder: Path) -> str:
     """The C++ library; returns how it was built."""
     compiler = cxx()
     home, _ = torch_folder()
-    flags = [*CXX_FLAGS, f"-I{home / 'include'}"]
+    flagged = [*compiler, *CXX_FLAGS, f"-I{home / 'include'}"]
     try:
-        build_library([*compiler, *flags], [*compiler, f"-L{home / 'lib'}"], names, library, folder)
+        build_library(flagged, [*compiler, f"-L{home / 'lib'}"], names, library, folder)
     except NotBuilt as error:
-        raise NotBuilt(f"{error}; fastue needs g++ 12 or newer, CXX=... names another one") from None
+        raise NotBuilt(f"{error}; it takes g++ 12 or newer, CXX=... names another") from None
     return output(*compiler, "--version").splitlines()[0]
 
 
@@ -166,9 +167,10 @@ def build_cuda(names: list[str], library: Path, folder: Path) -> str:
         raise NotBuilt("the installed torch has no CUDA")
     nvcc, archs = usable_nvcc(cuda)
     host = ["-ccbin", cxx()[-1], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    flagged = [nvcc, *nvcc_flags(archs), *host, f"-I{home / 'include'}"]
     # libtorch.so is needed by no symbol: it leads to libtorch_cuda.so.
-    link = [nvcc, *host[:2], f"-L{home / 'lib'}", "-Xlinker", "--no-as-needed"]
-    build_library([nvcc, *nvcc_flags(archs), *host, f"-I{home / 'include'}"], link, names, library, folder)
+    linker = [nvcc, *host[:2], f"-L{home / 'lib'}", "-Xlinker", "--no-as-needed"]
+    build_library(flagged, linker, names, library, folder)
     return f"{nvcc} for sm_{', sm_'.join(archs)}"
 
 
@@ -179,7 +181,7 @@ def excluded(name: str) -> str:
     """Why FASTUE_BUILD_EXT leaves a library out, or nothing."""
     choice = os.environ.get("FASTUE_BUILD_EXT") or "1"
     if choice not in ("0", "1", "cpp"):
-        raise SystemExit(f"FASTUE_BUILD_EXT={choice!r}: choose 1 (both libraries), cpp (no CUDA) or 0 (neither)")
+        raise SystemExit(f"FASTUE_BUILD_EXT={choice!r}: choose 1 (all), cpp (no CUDA) or 0 (nothing)")
     return f"FASTUE_BUILD_EXT={choice} when it was built" if choice not in ("1", name) else ""
 
 
@@ -188,8 +190,9 @@ class Build(build_ext):
 
     def run(self) -> None:
         self.report: dict[str, dict] = {}
-        package = ROOT / "fastue" if self.inplace or self.editable_mode else Path(self.build_lib, "fastue")
-        for folder in {package, Path(self.build_lib, "fastue")}:
+        built = Path(self.build_lib, "fastue")
+        package = ROOT / "fastue" if self.inplace else built
+        for folder in {package, built}:
             for name in LIBRARIES:
                 for old in folder.glob(f"{name.split('.')[-1]}.*so"):
                     old.unlink()  # of an earlier build: it is not what the sources say any more

@@ -82,8 +82,11 @@ def text() -> str:
     lines += [f"{name}={value}" for name, value in found["environment"].items()]
     lines += [f"backend: {found['backend']}", ""]
     width = max(len(name) for name in found["backends"])
+    states = [f"{name} library {state}" for name, state in found["libraries"].items()]
     for name, row in found["backends"].items():
         for number, (backend, reason) in enumerate(row.items()):
             label = name if number == 0 else ""
+            for state in found["libraries"].values():
+                reason = reason.replace(state, "not built, see below")
             lines.append(f"{label:<{width}}  {backend:<9}  {reason or 'ready'}")
-    return "\n".join([*lines, "", *(f"{name} library {state}" for name, state in found["libraries"].items())])
+    return "\n".join([*lines, "", *states])

@@ -1,7 +1,8 @@
-"""The compiled libraries, loaded on the first call of an op that wants one. Nothing else in fastue touches them.
+"""The compiled libraries, loaded on the first call of an op that wants one. Nothing else touches them.
 
-`fastue/_C*.so` defines the native ops and their CPU code; `fastue/_cuda*.so` adds the CUDA code to the same ops. Both
-hold no Python symbol. setup.py builds what it can and leaves `fastue/_build.json`, which says of the rest why not.
+`fastue/_C*.so` defines the native ops and their CPU code; `fastue/_cuda*.so` adds the CUDA code to the
+same ops. Neither holds a Python symbol. setup.py builds what it can and leaves `fastue/_build.json`,
+which says of the rest why not.
 """
 
 import json
@@ -17,14 +18,18 @@ LIBRARIES = {"cpp": "_C", "cuda": "_cuda"}
 
 
 def builds() -> dict[str, str]:
-    """{"cpp" or "cuda": "built: how" or "not built: why, and the remedy"}, as the installation wrote it down."""
+    """{"cpp" or "cuda": "built: how" or "not built: why, and the remedy"}, by the installation."""
     try:
         report = json.loads((PACKAGE / "_build.json").read_text())
     except FileNotFoundError:
         report = {}
-    absent = {"built": False, "how": "fastue was never installed from here; pip install --no-build-isolation -e ."}
-    entries = {name: report.get(name, absent) for name in LIBRARIES}
-    return {name: f"{'built' if entry['built'] else 'not built'}: {entry['how']}" for name, entry in entries.items()}
+    remedy = "pip install --no-build-isolation -e ."
+    absent = {"built": False, "how": f"fastue was never installed from here; {remedy}"}
+    states = {}
+    for name in LIBRARIES:
+        entry = report.get(name, absent)
+        states[name] = f"{'built' if entry['built'] else 'not built'}: {entry['how']}"
+    return states
 
 
 def _load_library(name: str) -> str:

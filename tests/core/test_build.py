@@ -1,4 +1,4 @@
-"""What setup.py builds and what it leaves out, on machines faked by environment variables and an nvcc of our own."""
+"""What setup.py builds and leaves out, on machines faked by the environment and a toy nvcc."""
 
 import importlib.util
 import json
