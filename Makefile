@@ -14,6 +14,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@command -v $(PYTHON) >/dev/null || { echo "fastue: no '$(PYTHON)' on PATH; install Python 3.10 or newer, or pass PYTHON=…"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "fastue: needs Python 3.10 or newer, $(PYTHON) is older; pass PYTHON=…"; exit 1; }
+	@command -v $(firstword $(CXX)) >/dev/null || echo "fastue: warning: no $(firstword $(CXX)) on PATH; the C++ library will not be built, ops run on the slower PyTorch reference"
 	@echo "== virtual environment in $(VENV)"
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { echo "fastue: $(PYTHON) -m venv failed; on Debian: apt-get install python3-venv, then the same command again"; exit 1; }
 	@echo "== torch and build tools (versions: constraints.txt); a minute or more"
