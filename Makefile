@@ -2,22 +2,25 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check
 EXTRAS := triton,vision,demo,report,dev
+# What the tests must not skip: Triton, and C++ where there is a compiler.
+REQUIRE := $(shell command -v $(firstword $(CXX)) >/dev/null && echo cpp,)triton
 
-.PHONY: install demo test test-slow lint compile bench check clean
+.PHONY: install demo test test-slow test-install lint compile bench check wheel clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@command -v $(PYTHON) >/dev/null || { echo "fastue: no '$(PYTHON)' on PATH; install Python 3.10 or newer, or pass PYTHON=…"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "fastue: needs Python 3.10 or newer, $(PYTHON) is older"; exit 1; }
-	@command -v g++ >/dev/null || echo "fastue: warning: no g++; installing without the C++ kernels, ops run on the PyTorch reference"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "fastue: needs Python 3.10 or newer, $(PYTHON) is older; pass PYTHON=…"; exit 1; }
+	@command -v $(firstword $(CXX)) >/dev/null || echo "fastue: warning: no $(firstword $(CXX)) on PATH; the C++ library will not be built, ops run on the slower PyTorch reference"
 	@echo "== virtual environment in $(VENV)"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "fastue: python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }
-	@echo "== torch and build tools (versions: constraints.txt)"
-	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt torch numpy setuptools ninja
-	@echo "== fastue, its C++ library, and the extras $(EXTRAS)"
-	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { echo "fastue: $(PYTHON) -m venv failed; on Debian: apt-get install python3-venv, then the same command again"; exit 1; }
+	@echo "== torch and build tools (versions: constraints.txt); a minute or more"
+	@$(PIP) install -qq -c constraints.txt torch numpy setuptools
+	@echo "== fastue, its compiled libraries, and the extras $(EXTRAS)"
+	@$(PIP) install -qq -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	@$(PY) -m fastue info
 	@touch $@
 
@@ -26,10 +29,14 @@ demo: install
 
 # The interpreter runs the Triton kernels on the CPU; a required backend that is missing fails instead of skipping.
 test: install
-	FASTUE_REQUIRE=$${FASTUE_REQUIRE-cpp,triton} $(PY) -m pytest -q -m "not slow"
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -m "not slow"
 
 test-slow: install
-	FASTUE_REQUIRE=$${FASTUE_REQUIRE-cpp,triton} $(PY) -m pytest -q -m slow -n 2 --timeout 7200
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -m slow -n 2 --timeout 7200
+
+# The two commands on machines that this one is made to look like; several GB of wheels, needs root.
+test-install:
+	tests/install/run.sh
 
 lint: install
 	$(PY) -m ruff check .
@@ -44,5 +51,13 @@ bench: install
 
 check: lint compile test
 
+# The source package, and out of it one wheel with the C++ library for every Python and torch from 3.10 and 2.10 on.
+wheel: install
+	rm -rf build dist
+	$(PY) setup.py -q sdist
+	FASTUE_BUILD_EXT=cpp $(PIP) wheel -qq --no-deps --no-build-isolation -w dist dist/*.tar.gz
+	@$(PY) -m zipfile -l dist/*.whl | grep 'fastue/_C\.' || { echo "fastue: the wheel lacks the C++ library: see fastue info"; exit 1; }
+	@ls dist
+
 clean:
-	rm -rf $(VENV) build demo-run *.egg-info fastue/*.so
+	rm -rf $(VENV) build dist demo-run *.egg-info fastue/*.so fastue/_build.json

@@ -1,5 +1,4 @@
-// The Python module and the schemas of the native ops. Each op's code registers itself in csrc/<op>/.
-#include <Python.h>
+// The schemas of the native ops. Each op's code registers itself in csrc/<op>/.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fastue_native, m) {
@@ -25,10 +24,4 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
       " bool transposed, bool relu) -> ()");
   m.def("conv_weights(Tensor x, Tensor grad, Tensor(a!) out, int stride, int padding) -> ()");
   m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
-}
-
-PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "Compiled ops of fastue: torch.ops.fastue_native", -1,
-                               nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
 }

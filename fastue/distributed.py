@@ -16,5 +16,7 @@ def barrier() -> None:
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))  # a rank may be training
+            dist.init_process_group(
+                "gloo", timeout=datetime.timedelta(days=7)
+            )  # a rank may be training
         dist.barrier()

@@ -10,7 +10,10 @@ VARIABLES = {
         "",
         "comma-separated backends whose absence is a test failure instead of a skip",
     ),
-    "FASTUE_BUILD_EXT": ("1", "0 at install time: install without compiling csrc/"),
+    "FASTUE_BUILD_EXT": (
+        "1",
+        "at install time: 0 compiles nothing of csrc/, cpp leaves out the CUDA library",
+    ),
     "RANK": (
         "0",
         "torchrun's own: number of this process among those that share a certificate's draws",

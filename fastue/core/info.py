@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastue.core import env, opspec
+from fastue.core import env, native, opspec
 
 _PACKAGES = ("torch", "triton", "numpy", "torchvision", "timm", "ffcv", "safetensors", "pillow")
 
@@ -26,7 +26,9 @@ def device_name(device: str = "cpu") -> str:
         return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            return next(
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -66,6 +68,7 @@ def collect() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpu": [device_name(f"cuda:{i}") for i in range(torch.cuda.device_count())] if gpu else [],
         "environment": env.settings(),
+        "libraries": native.builds(),
         "backend": opspec.chosen_backend(),
         "backends": backends(),
     }
@@ -75,14 +78,25 @@ def text() -> str:
     """The same for people."""
     found = collect()
     lines = [f"fastue {found['fastue']}, Python {found['python']}, {found['platform']}"]
-    lines += ["  ".join(f"{name} {number or 'not installed'}" for name, number in found["packages"].items())]
-    lines += [f"CPU: {found['cpu']}, {found['cpu_capability']}, {found['threads']} of {found['cores']} cores"]
-    lines += [f"GPU: {', '.join(found['gpu']) or 'none'} (torch built for CUDA: {found['cuda'] or 'no'})"]
+    lines += [
+        "  ".join(
+            f"{name} {number or 'not installed'}" for name, number in found["packages"].items()
+        )
+    ]
+    lines += [
+        f"CPU: {found['cpu']}, {found['cpu_capability']}, {found['threads']} of {found['cores']} cores"
+    ]
+    lines += [
+        f"GPU: {', '.join(found['gpu']) or 'none'} (torch built for CUDA: {found['cuda'] or 'no'})"
+    ]
     lines += [f"{name}={value}" for name, value in found["environment"].items()]
     lines += [f"backend: {found['backend']}", ""]
     width = max(len(name) for name in found["backends"])
+    states = [f"{name} library {state}" for name, state in found["libraries"].items()]
     for name, row in found["backends"].items():
         for number, (backend, reason) in enumerate(row.items()):
             label = name if number == 0 else ""
+            for state in found["libraries"].values():
+                reason = reason.replace(state, "not built, see below")
             lines.append(f"{label:<{width}}  {backend:<9}  {reason or 'ready'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *states])

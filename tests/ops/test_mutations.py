@@ -23,7 +23,7 @@ from . import checks
 
 ROOT = Path(__file__).parents[2]
 OPS = ROOT / "fastue" / "ops"
-HEALTHY = ("cpp", "csrc/bindings.cpp", "PyMODINIT_FUNC", "PyMODINIT_FUNC")
+HEALTHY = ("cpp", "csrc/bindings.cpp", "STABLE_TORCH_LIBRARY", "STABLE_TORCH_LIBRARY")
 
 
 def mutants() -> dict[str, tuple[str, str, str, str]]:
@@ -112,13 +112,10 @@ def copy_with(mutant, folder: Path) -> Path:
 def compile_sources(
     folder: Path, only: str | None = None, baseline: bool = True
 ) -> dict[str, Path]:
-    """The C++ files of `folder`, or one of them, as objects without a Python module; barely
+    """The C++ files of `folder`, or one of them, as objects; barely
     optimised, for one test."""
     home = Path(torch.__file__).parent
     bindings = folder / "csrc" / "bindings.cpp"
-    bindings.write_text(
-        bindings.read_text().split("PyMODINIT_FUNC")[0].replace("#include <Python.h>\n", "")
-    )
     flags = [
         "-c",
         "-O1",

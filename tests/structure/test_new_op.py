@@ -222,8 +222,10 @@ def test_a_native_kernel(project):
     (project / "csrc/toy").mkdir()
     (project / "csrc/toy/toy_cpu.cpp").write_text(CPP.lstrip())
     bindings = project / "csrc/bindings.cpp"
-    line = '  m.def("toy(Tensor x, Tensor(a!) out, float factor) -> ()");\n}\n\nPyMODINIT'
-    bindings.write_text(bindings.read_text().replace("}\n\nPyMODINIT", line))
+    head, brace, _ = bindings.read_text().rpartition("}")
+    bindings.write_text(
+        f'{head}  m.def("toy(Tensor x, Tensor(a!) out, float factor) -> ()");\n{brace}\n'
+    )
     for library in (project / "fastue").glob("*.so"):
         library.unlink()
     run(project, "setup.py", "build_ext", "--inplace")
