@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastue.core import native
+from fastue.core import native, opspec
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,3 +208,8 @@ def test_the_reason_reaches_the_table_of_backends(monkeypatch, tmp_path):
     assert native._load_library("cuda") == "not available: not built: no nvcc; install it"
     (tmp_path / "_C.abi3.so").write_text("not a library")
     assert "_C.abi3.so" in native._load_library("cpp")
+
+
+def test_the_oldest_gpu_that_is_compiled_for_is_the_oldest_that_is_chosen(build):
+    major, minor = opspec.CAPABILITY
+    assert build.CUDA_ARCHS[0] == f"{major}{minor}"
