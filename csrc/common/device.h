@@ -50,6 +50,7 @@ using Word = std::conditional_t<BYTES == 16, uint4,
                                                                       std::conditional_t<BYTES == 2, uint16_t, uint8_t>>>>;
 
 // What a thread owns of one tensor: P pixels from pixel `first` on, C channels each. In registers it lies as in memory.
+// Read and written by intrinsics: nvcc 13 splits some assignments of a uint4 into four (`make compile` looks).
 template <class T, int C, int P>
 struct Share {
   Pack<T, P> packs[C] = {};
@@ -60,9 +61,11 @@ struct Share {
     interleaved = t.interleaved;
     const T* from = static_cast<const T*>(t.data) + row * C * area + start(first);
 #pragma unroll
-    for (int k = 0; k < C; ++k) packs[k] = *reinterpret_cast<const Pack<T, P>*>(from + k * step(area));
+    for (int k = 0; k < C; ++k) {
+      const auto word = __ldca(reinterpret_cast<const Word<sizeof(T) * P>*>(from + k * step(area)));
+      memcpy(&packs[k], &word, sizeof(word));
+    }
   }
-  // By an intrinsic: nvcc 13 splits most assignments of a uint4 into four stores (`make compile` counts).
   __device__ FASTUE_INLINE void store(const Pictures& t, int64_t row, uint32_t area, uint32_t first) const {
     T* to = static_cast<T*>(t.data) + row * C * area + start(first);
 #pragma unroll

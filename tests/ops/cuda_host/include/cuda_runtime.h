@@ -109,6 +109,10 @@ T __ldg(const T* at) {
   return *at;
 }
 template <class T>
+T __ldca(const T* at) {
+  return *at;
+}
+template <class T>
 void __stwb(T* at, T v) {
   *at = v;
 }
