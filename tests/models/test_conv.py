@@ -1,5 +1,7 @@
-"""Convolutions of the networks against float64, live and frozen, forward and backward: where an op of fastue has a
-kernel (its own cases are in tests/ops), and where torch's convolution is taken."""
+"""Convolutions of the networks against float64, live and frozen, forward and backward.
+
+Where an op of fastue has a kernel (its own cases are in tests/ops), and where torch's is taken.
+"""
 
 import pytest
 import torch

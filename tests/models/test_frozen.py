@@ -1,4 +1,4 @@
-"""The frozen copy is the eval-mode network: same logits, same signs of the input gradient, no parameter gradient."""
+"""The frozen copy is the eval-mode network: same logits, same signs of the input gradient."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from fastue.models.frozen import FrozenCopy
 
 
 def trained(name):
-    """A network whose BatchNorm statistics and affine weights are not what they were initialised with."""
+    """A network whose BatchNorm statistics and affine weights have moved from where they began."""
     model = build(name, 10, seed=1)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():

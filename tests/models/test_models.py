@@ -25,7 +25,7 @@ def test_logits_for_every_picture_size(name, shape):
 
 
 def test_published_sizes():
-    """Parameter counts of the CIFAR forms used in the literature: 11.17 M for ResNet-18, 6.96 M for DenseNet-121."""
+    """Of the CIFAR forms in the literature: 11.17 M for ResNet-18, 6.96 M for DenseNet-121."""
     count = {
         name: sum(p.numel() for p in build(name, 10).parameters())
         for name in ("resnet18", "densenet121", "vgg11")
