@@ -3,7 +3,8 @@
 A directory holds `draws-*.log`. The first line of a log is JSON with the digest of everything the
 counts depend on, the number of pictures and what a reader wants to know; each further line is
 `draw correct checksum`. A line that a kill cut short does not count. A draw that is there twice or
-a log with another digest is refused: a certificate needs one declared set."""
+a log with another digest is refused: a certificate needs one declared set.
+"""
 
 import fcntl
 import json
