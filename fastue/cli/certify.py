@@ -75,7 +75,12 @@ def _add_training(group) -> None:
     flag("--arch", default=Training.arch, help="network; also that of a plain state_dict")
     flag("--epochs", type=positive, default=Training.epochs, help="training epochs")
     flag("--train-seed", type=int, default=Training.seed, help="of its weights and batches")
-    flag("--precision", default=Training.precision, choices=("auto", "float32", "bf16"))
+    flag(
+        "--precision",
+        default=Training.precision,
+        choices=("auto", "float32", "bf16"),
+        help="of the arithmetic",
+    )
 
 
 def _add_recovery(group) -> None:

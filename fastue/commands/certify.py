@@ -116,7 +116,10 @@ def certify(
     size       resize the pictures as protect did
     arch       network for `train_on` and for a plain state_dict
     epochs, train_seed, precision   of the training of `train_on`
+    device     "auto", "cpu", "cuda", "cuda:1" …
+    compile    torch.compile the network
     resume     fail unless `out` holds draws to go on with
+    progress   called with (phase, done, total, what else to print)
 
     None where declared draws are missing that were not asked for, and on ranks other than 0.
     Raises UsageError where `out` holds another claim, and DataError for unfitting networks and
