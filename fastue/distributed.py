@@ -16,7 +16,6 @@ def barrier() -> None:
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            dist.init_process_group(
-                "gloo", timeout=datetime.timedelta(days=7)
-            )  # a rank may be training
+            # The others wait for as long as one of them trains.
+            dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
         dist.barrier()

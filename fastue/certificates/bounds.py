@@ -1,13 +1,15 @@
-"""Statistics of PUE certificates (arXiv 2405.03316): counts of correct answers in, certificates out.
+"""Statistics of PUE certificates (arXiv 2405.03316): right answers in, certificates out.
 
-theta are the surrogate's parameters, eps ~ N(0, sigma^2 I), A the accuracy on fixed test pictures. The theorem: if
-A(theta + eps) <= t with probability qbar = Phi(Phi^-1(q) + eta/sigma) or more, then A(theta + v + eps) <= t with
-probability q or more for every |v|_2 <= eta (Neyman-Pearson for two Gaussians). So an upper confidence bound of the
-qbar-quantile of A(theta + eps) bounds the (q, eta)-Learnability. It says nothing of models without the noise eps.
+theta are the surrogate's parameters, eps ~ N(0, sigma^2 I), A the accuracy on fixed test pictures.
+The theorem: if A(theta + eps) <= t with probability qbar = Phi(Phi^-1(q) + eta/sigma) or more, then
+A(theta + v + eps) <= t with probability q or more for every |v|_2 <= eta (Neyman-Pearson for two
+Gaussians). So an upper confidence bound of the qbar-quantile of A(theta + eps) bounds the
+(q, eta)-Learnability. It says nothing of models without the noise eps.
 
-Units: q, level, alpha, delta, budget and rho are probabilities; eta and sigma are lengths in parameter space (L2 norm,
-and standard deviation of one parameter); accuracies are fractions. Everything but the counts has to be chosen before
-the counts are seen, and the draws have to be independent (antithetic pairs are not).
+Units: q, level, alpha, delta, budget and rho are probabilities; eta and sigma are lengths in
+parameter space (L2 norm, and standard deviation of one parameter); accuracies are fractions.
+Everything but the counts has to be chosen before the counts are seen, and the draws have to be
+independent (antithetic pairs are not).
 """
 
 import math
@@ -44,86 +46,90 @@ def _check(**arguments: object) -> None:
 def shifted_level(
     q: ArrayLike, eta: ArrayLike, sigma: float, budget: float = 0.0
 ) -> float | np.ndarray:
-    """qbar + budget, the level at which the draws' quantile has to be bounded; 1 or more means: abstain.
+    """The level at which the draws' quantile has to be bounded: qbar + budget; from 1 on, abstain.
 
-    `budget` is the total variation between the draws' law and the Gaussian: an event of mass qbar + budget in the draws
-    keeps qbar under the Gaussian.
+    `budget` is the total variation between the draws' law and the Gaussian: an event of mass qbar +
+    budget in the draws keeps qbar under the Gaussian.
     """
     _check(q=q, eta=eta, sigma=sigma, budget=budget)
     return ndtr(ndtri(q) + np.asarray(eta) / sigma) + budget
 
 
 def tail_budget(parameters: int, radius_bits: int = 40) -> float:
-    """Total variation lost in the tail by Box-Muller pairs whose radius comes from a uniform of `radius_bits` bits.
+    """Total variation lost in the tail by Box-Muller pairs.
 
-    A radius stops at a cut that a Gaussian pair passes with probability 2^-radius_bits; pairs add up. A tensor that
-    uses half of its last pair counts as one larger. Not part of it: the grid of radii and angles below the cut and the
-    float32 rounding of each draw, which move draws but leave no region out.
+    The radius comes from a uniform of `radius_bits` bits. It stops at a cut that a Gaussian pair
+    passes with probability 2^-radius_bits; pairs add up. A tensor that uses half of its last pair
+    counts as one larger. Not part of it: the grid of radii and angles below the cut and the float32
+    rounding of each draw, which move draws but leave no region out.
     """
     return min(1.0, math.ceil(parameters / 2) * 2.0**-radius_bits)
 
 
 def order_index(n: int, level: float, alpha: float) -> int | None:
-    """The smallest k, from 1, such that the k-th smallest of n draws is at least their level-quantile Q w.p. 1-alpha.
+    """The smallest k, from 1: the k-th smallest of n draws is at least their quantile w.p. 1-alpha.
 
-    It is below Q only if k or more draws are, which has probability P[Bin(n, level) >= k] at most: each draw is below Q
-    with probability `level` or less, ties and jumps included. None (abstain) where even k = n is not enough.
+    Of the level-quantile Q it is below only if k or more draws are, which has probability
+    P[Bin(n, level) >= k] at most: each draw is below Q with probability `level` or less, ties and
+    jumps included. None (abstain) where even k = n is not enough.
     """
     _check(n=n, alpha=alpha)
     if level >= 1:
         return None
     _check(level=level)
+    # P[Bin(n, level) >= k] = I_level(k, n-k+1) falls as k grows. Held against alpha, not as its
+    # complement against 1-alpha, which rounds.
     low, high = 1, n + 1
-    while (
-        low < high
-    ):  # P[Bin(n, level) >= k] = I_level(k, n-k+1) falls as k grows; no 1-alpha, which rounds
+    while low < high:
         k = (low + high) // 2
         low, high = (low, k) if betainc(k, n - k + 1, level) <= alpha else (k + 1, high)
     return low if low <= n else None
 
 
 def joint_miss(n: int, levels: Sequence[float], indices: Sequence[int]) -> float:
-    """Probability that, for some i, indices[i] or more of n uniforms are below levels[i], which ascend.
+    """Probability that for some i indices[i] or more of n uniforms are below levels[i] (ascending).
 
-    So the probability that one of several order statistics is below its quantile, or a bound of it where the law has
-    jumps. The uniforms are a Poisson process of rate n given that it has n points, and its counts at the levels are
-    sums of independent jumps: each level costs one convolution and one cut.
+    So the probability that one of several order statistics is below its quantile, or a bound of it
+    where the law has jumps. The uniforms are a Poisson process of rate n given that it has n
+    points, and its counts at the levels are sums of independent jumps: each level costs one
+    convolution and one cut.
     """
     counts, size = np.arange(n + 1), 1 << (2 * n + 1).bit_length()
-    *jumps, rest, total = (
-        np.exp(xlogy(counts, mean) - mean - gammaln(counts + 1))  # Poisson
-        for mean in (*(n * np.diff(levels, prepend=0.0, append=1.0)), n)
-    )
-    state = (counts == 0).astype(float)
+
+    def poisson(mean: float) -> np.ndarray:
+        return np.exp(xlogy(counts, mean) - mean - gammaln(counts + 1))
+
+    *jumps, rest = (poisson(mean) for mean in n * np.diff(levels, prepend=0.0, append=1.0))
+    below = (counts == 0).astype(float)  # probability of each count below the level, none missed
     for jump, k in zip(jumps, indices, strict=True):
-        state = np.fft.irfft(np.fft.rfft(state, size) * np.fft.rfft(jump, size), size)[: n + 1]
-        state[k:] = 0
-    return float(1 - state @ rest[::-1] / total[n])
+        below = np.fft.irfft(np.fft.rfft(below, size) * np.fft.rfft(jump, size), size)[: n + 1]
+        below[k:] = 0
+    return float(1 - below @ rest[::-1] / poisson(n)[n])
 
 
 @lru_cache
 def local_level(n: int, levels: tuple[float, ...], alpha: float) -> float:
-    """An alpha for each level such that all their order statistics are upper bounds together with probability 1-alpha.
+    """The alpha of each level by itself that makes all their bounds hold together w.p. 1-alpha.
 
-    The largest common one by bisection on the exact `joint_miss`, which never goes below alpha / number of levels.
-    Levels that abstain at alpha itself make no claim and cost nothing.
+    The largest common one by bisection on the exact `joint_miss`, which never goes below alpha /
+    number of levels. Levels that abstain at alpha itself make no claim and cost nothing.
     """
     ascending = sorted({level for level in levels if order_index(n, level, alpha)})
     low, high = alpha / max(1, len(ascending)), alpha
     while n <= JOINT_DRAWS and high > 1.001 * low:
         local = math.sqrt(low * high)
-        miss = joint_miss(
-            n, ascending, [order_index(n, level, local) or n + 1 for level in ascending]
-        )
-        low, high = (
-            (local, high) if miss <= alpha - 1e-8 else (low, local)
-        )  # 1e-8: more than its rounding
+        indices = [order_index(n, level, local) or n + 1 for level in ascending]
+        sound = joint_miss(n, ascending, indices) <= alpha - 1e-8  # more than its rounding
+        low, high = (local, high) if sound else (low, local)
     return low
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """For every |v|_2 <= eta the noisy model at theta + v gets at most `correct` of `total` right, w.p. q or more."""
+    """For every |v|_2 <= eta the noisy model at theta + v gets at most `correct` of `total` right.
+
+    With probability q or more over its noise.
+    """
 
     q: float
     eta: float
@@ -156,10 +162,12 @@ def certify(
     budget: float = 0.0,
     simultaneous: bool = True,
 ) -> list[Certificate]:
-    """Certificates for every q and, within it, every eta; all hold together at confidence 1-alpha if `simultaneous`.
+    """Certificates for every q and, within it, every eta.
 
-    `n` is the number of draws declared beforehand. Those without a count are taken as `total`: larger counts only raise
-    an order statistic, whatever the reason they are missing. Raises UsageError (a ValueError) for bad arguments.
+    If `simultaneous`, all hold together at confidence 1-alpha. `n` is the number of draws declared
+    beforehand. Those without a count are taken as `total`: larger counts only raise an order
+    statistic, whatever the reason they are missing. Raises UsageError (a ValueError) for bad
+    arguments.
     """
     counts = np.asarray(correct)
     if counts.ndim != 1:
@@ -183,15 +191,16 @@ def certify(
 
 
 def quantile_lower(correct: ArrayLike, q: float, alpha: float) -> int | None:
-    """A count that the q-quantile of the draws' law is at least, w.p. 1-alpha; None where the draws are too few.
+    """A count that the q-quantile of the draws' law is at least, w.p. 1-alpha; None: too few draws.
 
-    The j-th smallest is above the quantile only if fewer than j draws are at most it, each of which has probability q
-    or more: P[Bin(n, q) < j] at most. For attacks: what comes out must not exceed the certificate.
+    The j-th smallest is above the quantile only if fewer than j draws are at most it, each of which
+    has probability q or more: P[Bin(n, q) < j] at most. For attacks: what comes out must not exceed
+    the certificate.
     """
     counts = np.sort(np.asarray(correct))
     _check(n=len(counts), q=q, alpha=alpha)
     j = np.arange(1, len(counts) + 1)
-    sound = j[betaincc(j, len(counts) - j + 1, q) <= alpha]  # P[Bin(n, q) <= j - 1]
+    sound = j[betaincc(j, len(counts) - j + 1, q) <= alpha]  # P[Bin(n, q) < j]
     return int(counts[sound[-1] - 1]) if len(sound) else None
 
 
@@ -210,14 +219,15 @@ def generalisation(
     budget: float = 0.0,
     share: float = 0.1,
 ) -> Generalisation:
-    """What makes a certificate one of the accuracy on the population that the `total` test pictures were drawn from.
+    """What makes a certificate one of the accuracy on the population.
 
-    The pictures are independent draws, and theta was made without them.
-    Hoeffding for each theta, Fubini and Markov: with probability 1-delta over the pictures, the noise eps for which the
-    population's accuracy exceeds theirs by more than t has mass rho = exp(-2 total t^2) / delta at most. Then {accuracy
-    on the population <= Q + t}, with Q the level-quantile of the draws, keeps mass qbar, and the theorem shifts it. So
-    accuracy + t holds at confidence 1-alpha-delta. rho is `share` of the room above qbar + budget, and gives t.
-    One (t, rho) holds for all (q, eta) at once, since the event over the pictures depends on neither.
+    The `total` test pictures are independent draws from it, and theta was made without them.
+    Hoeffding for each theta, Fubini and Markov: with probability 1-delta over the pictures, the
+    noise eps for which the population's accuracy exceeds theirs by more than t has mass
+    rho = exp(-2 total t^2) / delta at most. Then {accuracy on the population <= Q + t}, with Q the
+    level-quantile of the draws, keeps mass qbar, and the theorem shifts it. So accuracy + t holds
+    at confidence 1-alpha-delta. rho is `share` of the room above qbar + budget, and gives t. One
+    (t, rho) holds for all (q, eta) at once, since the event over the pictures depends on neither.
     """
     _check(total=total, delta=delta, share=share)
     level = float(shifted_level(q, eta, sigma, budget))
@@ -228,22 +238,25 @@ def generalisation(
 
 
 def log_e_value(successes: ArrayLike, failures: ArrayLike, level: float) -> float | np.ndarray:
-    """Log of the likelihood ratio against success probability `level`, averaged over p uniform in (level, 1).
+    """Log of the likelihood ratio against `level`, averaged over p uniform in (level, 1).
 
-    A supermartingale from 1 wherever the true probability is `level` or less, since then it is one for every such p.
+    A supermartingale from 1 wherever the true probability is `level` or less, since then it is one
+    for every such p.
     """
     s, f = np.asarray(successes, float), np.asarray(failures, float)
     with np.errstate(divide="ignore"):
         mass = betaln(s + 1, f + 1) + np.log(betaincc(s + 1, f + 1, level))
-    # p >= level gives at least 1/(f+1): a lower bound is as valid, and it is finite where the tail above underflows.
+    # p >= level gives at least 1/(f+1): a lower bound is as valid, and it is finite where the tail
+    # above underflows.
     return np.maximum(mass - s * np.log(level) - (f + 1) * np.log1p(-level), -np.log(f + 1))
 
 
 class SequentialTest:
-    """Is the (q, eta)-Learnability at most tau? Count draws with accuracy <= tau as successes; look at any time.
+    """Is the (q, eta)-Learnability at most tau? Draws with accuracy <= tau are successes.
 
-    `level` is that of `shifted_level`, tau is fixed beforehand, a lost draw is a failure. If success has probability
-    `level` or less, `decided` ever becomes true with probability alpha at most (Ville), whatever the stopping rule.
+    Look at any time. `level` is that of `shifted_level`, tau is fixed beforehand, a lost draw is a
+    failure. If success has probability `level` or less, `decided` ever becomes true with
+    probability alpha at most (Ville), whatever the stopping rule.
     """
 
     def __init__(self, level: float, alpha: float) -> None:
@@ -257,7 +270,7 @@ class SequentialTest:
         return float(log_e_value(self.successes, self.failures, self.level))
 
     def update(self, successes: int | bool, trials: int = 1) -> bool:
-        """Add one draw, or a batch with so many successes among `trials`; gives `decided`, which stays true."""
+        """Add a draw, or a batch of `trials`; gives `decided`, which stays true."""
         if not 0 <= successes <= trials:
             raise UsageError(f"successes {successes}: must be in [0, trials = {trials}]")
         self.successes += int(successes)
@@ -267,7 +280,7 @@ class SequentialTest:
 
 
 def largest_eta(n: int, q: float, sigma: float, alpha: float, budget: float = 0.0) -> float:
-    """The largest eta that n draws can certify: level^n <= alpha; -inf where they abstain even at eta = 0."""
+    """The largest eta that n draws can certify: level^n <= alpha; -inf where not even 0."""
     _check(n=n, q=q, sigma=sigma, alpha=alpha, budget=budget)
     room = budget - math.expm1(math.log(alpha) / n)  # 1 - qbar, at the least
     eta = -sigma * float(ndtri(min(room, 1.0)) + ndtri(q))

@@ -1,8 +1,9 @@
 """Logs of draws: appended safely, resumed, merged from several processes or machines.
 
-A directory holds `draws-*.log`. The first line of a log is JSON with the digest of everything the counts depend on, the
-number of pictures and what a reader wants to know; each further line is `draw correct checksum`. A line that a kill cut
-short does not count. A draw found twice or a log with another digest is refused: a certificate needs one declared set.
+A directory holds `draws-*.log`. The first line of a log is JSON with the digest of everything the
+counts depend on, the number of pictures and what a reader wants to know; each further line is
+`draw correct checksum`. A line that a kill cut short does not count. A draw that is there twice or
+a log with another digest is refused: a certificate needs one declared set.
 """
 
 import fcntl
@@ -21,28 +22,31 @@ PATTERN = "draws-*.log"
 def read(
     folder: Path, header: dict[str, Any] | None = None
 ) -> tuple[dict[int, int], dict[str, Any]]:
-    """({draw: correct}, header) of all logs in `folder`. With `header` given every log must be of its digest."""
+    """({draw: correct}, header) of all logs in `folder`, all of the digest of `header` if any."""
     return merge([folder], header)
 
 
 def merge(
     folders: list[Path], header: dict[str, Any] | None = None
 ) -> tuple[dict[int, int], dict[str, Any]]:
-    """The union of the logs in several folders. Raises DataError for a draw found twice and for foreign logs."""
+    """The union of the logs in several folders.
+
+    Raises DataError for a draw that is there twice and for foreign logs.
+    """
     rows: dict[int, int] = {}
     origin: dict[int, Path] = {}
     for path in sorted(p for folder in folders for p in Path(folder).glob(PATTERN)):
-        found, own = _read_log(path)
-        if own is None:  # killed before its first line was whole: it holds nothing
+        log_rows, log_header = _read_log(path)
+        if log_header is None:  # killed before its first line was whole: it holds nothing
             continue
-        header = header or own
-        if own["digest"] != header["digest"]:
-            different = [k for k in header if k in own and k != "digest" and own[k] != header[k]]
+        header = header or log_header
+        if log_header["digest"] != header["digest"]:
             raise DataError(
-                f"{path}: its draws are of another certificate (differs in {', '.join(different) or 'its digest'}); "
+                f"{path}: its draws are of another certificate "
+                f"(differs in {_differences(log_header, header)}); "
                 "keep the logs of each certificate in a directory of their own"
             )
-        for draw, correct in found.items():
+        for draw, correct in log_rows.items():
             if draw in rows:
                 raise DataError(
                     f"{path}: draw {draw} is in {origin[draw]} already; a draw may count once"
@@ -67,11 +71,11 @@ class DrawLog:
         except OSError as error:
             self._file.close()
             raise UsageError(f"{self.path}: another fastue is writing there") from error
-        whole = self.path.read_bytes()
-        kept = whole[: whole.rfind(b"\n") + 1]
-        if len(kept) < len(whole):
-            self._file.truncate(len(kept))
-        if not kept:
+        content = self.path.read_bytes()
+        whole_lines = content.rfind(b"\n") + 1
+        if whole_lines < len(content):
+            self._file.truncate(whole_lines)
+        if not whole_lines:
             self._write(json.dumps(header, sort_keys=True) + "\n")
             sync_folder(self.path.parent)
 
@@ -93,6 +97,12 @@ class DrawLog:
             self._file.write(text.encode())
             self._file.flush()
             os.fsync(self._file.fileno())
+
+
+def _differences(log_header: dict[str, Any], header: dict[str, Any]) -> str:
+    """The settings that tell two digests apart, as far as both headers name them."""
+    keys = [key for key in header if key in log_header and key != "digest"]
+    return ", ".join(key for key in keys if log_header[key] != header[key]) or "its digest"
 
 
 def _line(draw: int, correct: int) -> str:
@@ -119,10 +129,11 @@ def _read_log(path: Path) -> tuple[dict[int, int], dict[str, Any] | None]:
         try:
             draw, correct = (int(part) for part in line.split(" ")[:2])
         except ValueError:
-            draw = correct = -1
+            draw = correct = -1  # refused below
         if line != _line(draw, correct) or not (draw >= 0 and 0 <= correct <= total):
             raise DataError(
-                f"{path}: line {number} is damaged; delete it (its draw is made again) and run again"
+                f"{path}: line {number} is damaged; delete it (its draw is made again) "
+                "and run again"
             )
         if draw in rows:
             raise DataError(

@@ -2,10 +2,11 @@
 
     A_i = A_D(theta + sigma z_i),  z_i ~ N(0, I),  i = 0 ... N-1        (PUE, arXiv 2405.03316)
 
-Draw i is a pure function of (seed, i), so draws can be made in any order, on any machine, again. The theorem needs the
-count to be a function of the perturbed weights alone: hence the batches are fixed, BatchNorm statistics are stored,
-frozen, or re-estimated from fixed pictures, weights are perturbed before BatchNorm is folded, and nothing is cached
-from one draw to the next (torch.autocast would: its copies of the first draw's weights serve all others).
+Draw i is a pure function of (seed, i), so draws can be made in any order, on any machine, again.
+The theorem needs the count to be a function of the perturbed weights alone: hence the batches are
+fixed, BatchNorm statistics are stored, frozen, or re-estimated from fixed pictures, weights are
+perturbed before BatchNorm is folded, and nothing is cached from one draw to the next
+(torch.autocast would: its copies of the first draw's weights serve all others).
 """
 
 import contextvars
@@ -14,83 +15,41 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from fastue.core.errors import UsageError
+from fastue.certificates.claim import ARITHMETIC, Smoothing
 from fastue.data.dataset import ImageDataset, batches
 from fastue.models.flat import FlatParameters
 from fastue.models.frozen import FrozenCopy
 from fastue.models.training import to_input
 from fastue.ops import WEIGHTS_CERTIFY, WEIGHTS_STATISTICS, count_correct, has_kernel
 
-BN_POLICIES = {
-    "stored": "the statistics that the network came with",
-    "frozen-noisy": "re-estimated once, on one noisy copy, and then the same for all",
-    "reestimated": "re-estimated for each noisy copy on fixed pictures without their labels",
-}
-ARITHMETIC = {
-    "fp32": "float32",
-    "bf16-folded": "bf16",
-}  # the classifier that is evaluated is the one certified
 STATISTICS_PICTURES = 512
-_RESIDENT_BYTES = (
-    1 << 30
-)  # pictures are kept as network input up to this size, else converted at every draw
-
-
-@dataclass(frozen=True)
-class Smoothing:
-    """What a count depends on beside the network and the pictures. `sigma` is in the units of the weights."""
-
-    sigma: float = 0.25
-    seed: int = 0
-    bn: str = "stored"
-    arithmetic: str = "fp32"
-    batch: int = 256  # the rounding of sums may depend on it
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma < float("inf"):
-            raise UsageError(f"--sigma {self.sigma}: must be above 0")
-        if self.bn not in BN_POLICIES:
-            raise UsageError(f"--bn {self.bn}: use one of {', '.join(BN_POLICIES)}")
-        if self.arithmetic not in ARITHMETIC:
-            raise UsageError(f"--arithmetic {self.arithmetic}: use one of {', '.join(ARITHMETIC)}")
-        if self.batch < 1:
-            raise UsageError(f"--batch {self.batch}: must be at least 1")
+_RESIDENT_BYTES = 1 << 30  # of network input; pictures above it are converted again at every draw
 
 
 class Sampler:
-    """Counts of right answers of noisy copies of `model` on all pictures of `data`, on the device `data` is on.
+    """Counts of right answers of noisy copies of `model` on all pictures of `data`.
 
-    `digest` (hex) covers all that the counts depend on: logs of draws may be joined where it is the same. compile=True
-    passes the evaluated network through torch.compile.
+    On the device that `data` is on. `digest` (hex) covers all that the counts depend on: logs of
+    draws may be joined where it is the same. compile=True passes the evaluated network through
+    torch.compile.
     """
 
     def __init__(
         self, model: nn.Module, data: ImageDataset, config: Smoothing, *, compile: bool = False
     ):
         self.config, self.data, self.compile = config, data, compile
-        self._others: list[Sampler] = []
-        self._warm = False
+        self._twins: list[Sampler] = []
+        self._compiled = False
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False).to(data.device)
-        spread = torch.arange(min(STATISTICS_PICTURES, len(data)), device=data.device)
-        spread = spread * len(data) // len(spread)  # a folder is sorted by class
-        self.public = to_input(data.images.index_select(0, spread))
-        described = {
-            **asdict(config), "weights": weights_digest(self.model), "pictures": data.fingerprint(),
-            "statistics_pictures": len(spread), "compiled": compile, "generator": "philox4x32-10/box-muller/40",
-        }  # fmt: skip
-        # other kernels round otherwise: their draws are not mixed
-        kernel, dtype = (
-            ("conv3x3", torch.float32) if config.arithmetic == "fp32" else ("conv", torch.bfloat16)
-        )
-        described["convolutions"] = (
-            "fastue" if has_kernel(kernel, data.device, dtype) and not compile else "torch"
-        )
-        self.digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        rows = torch.arange(min(STATISTICS_PICTURES, len(data)), device=data.device)
+        rows = rows * len(data) // len(rows)  # spread: a folder is sorted by class
+        self.public = to_input(data.images.index_select(0, rows))
+        self.digest = self._digest()
         self.weights = FlatParameters(self.model)
         if config.bn == "frozen-noisy":
             self.weights.perturb(config.sigma, seed=config.seed, purpose=WEIGHTS_STATISTICS, draw=0)
@@ -98,10 +57,10 @@ class Sampler:
             self.weights.restore()
         self.frozen = FrozenCopy(self.model, ARITHMETIC[config.arithmetic], compile=compile)
         small = data.images.numel() * self.frozen.dtype.itemsize <= _RESIDENT_BYTES
-        self._kept = list(self._inputs()) if small else None
+        self._resident = list(self._inputs()) if small else None
 
     def counts(self, draws: Sequence[int], *, purpose: int = WEIGHTS_CERTIFY) -> Tensor:
-        """int64 [len(draws)] on the device, not waited for on a GPU: right answers of each noisy copy.
+        """Right answers of each noisy copy: int64 [len(draws)] on the device, a GPU not waited for.
 
         On a CPU a core takes whole draws: small layers share badly, draws share nothing.
         """
@@ -109,50 +68,63 @@ class Sampler:
         cores = min(threads, len(draws)) if self.data.device.type == "cpu" else 1
         if cores == 1:
             return self._counts(draws, purpose)
-        found = torch.zeros(len(draws), dtype=torch.int64)
-        self._others += [self._twin() for _ in range(cores - 1 - len(self._others))]
-        if self.compile and not self._warm:
+        self._twins += [self._twin() for _ in range(cores - 1 - len(self._twins))]
+        if self.compile and not self._compiled:
             torch.set_num_threads(1)  # the compiler builds the number in
-            for sampler in [self, *self._others]:
+            for sampler in [self, *self._twins]:
                 sampler._counts(draws[:1], purpose)
-            self._warm = True
+            self._compiled = True
+        counts = torch.zeros(len(draws), dtype=torch.int64)
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            parts = [
-                pool.submit(
-                    contextvars.copy_context().run, sampler._counts, draws[i::cores], purpose
-                )
-                for i, sampler in enumerate([self, *self._others[: cores - 1]])
-            ]
-            for i, part in enumerate(parts):
-                found[i::cores] = part.result()
+            shares = []
+            for i, sampler in enumerate([self, *self._twins[: cores - 1]]):
+                context = contextvars.copy_context()  # holds the backend that was chosen
+                shares.append(pool.submit(context.run, sampler._counts, draws[i::cores], purpose))
+            for i, share in enumerate(shares):
+                counts[i::cores] = share.result()
         torch.set_num_threads(threads)  # what a worker sets holds for threads that are made later
-        return found
+        return counts
+
+    def _digest(self) -> str:
+        """sha256 (hex) of all that the counts depend on."""
+        # Other kernels round otherwise: their draws are not mixed.
+        fp32 = self.config.arithmetic == "fp32"
+        kernel, dtype = ("conv3x3", torch.float32) if fp32 else ("conv", torch.bfloat16)
+        ours = has_kernel(kernel, self.data.device, dtype) and not self.compile
+        described = {
+            **asdict(self.config),
+            "weights": weights_digest(self.model),
+            "pictures": self.data.fingerprint(),
+            "statistics_pictures": len(self.public),
+            "compiled": self.compile,
+            "generator": "philox4x32-10/box-muller/40",
+            "convolutions": "fastue" if ours else "torch",
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
     def _twin(self) -> "Sampler":
         """The same with weights of its own; pictures are shared."""
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model)
         twin.weights = FlatParameters(twin.model)
-        twin.frozen = FrozenCopy(
-            twin.model, ARITHMETIC[self.config.arithmetic], compile=self.compile
-        )
-        twin._others = []
+        precision = ARITHMETIC[self.config.arithmetic]
+        twin.frozen = FrozenCopy(twin.model, precision, compile=self.compile)
+        twin._twins = []
         return twin
 
     @torch.no_grad()
     def _counts(self, draws: Sequence[int], purpose: int) -> Tensor:
         counts = torch.zeros(len(draws), dtype=torch.int64, device=self.data.device)
+        sigma, seed = self.config.sigma, self.config.seed
         for slot, draw in enumerate(draws):
-            self.weights.perturb(
-                self.config.sigma, seed=self.config.seed, purpose=purpose, draw=draw
-            )
+            self.weights.perturb(sigma, seed=seed, purpose=purpose, draw=draw)
             self._count(counts, slot)
         self.weights.restore()
         return counts
 
     @torch.no_grad()
     def noiseless(self) -> int:
-        """Right answers of the network as it is, in the same arithmetic. No certificate speaks of it."""
+        """Right answers of the network as it is, of which no certificate speaks."""
         counts = torch.zeros(1, dtype=torch.int64, device=self.data.device)
         self.weights.restore()
         self._count(counts, 0)
@@ -161,8 +133,9 @@ class Sampler:
     def _count(self, counts: Tensor, slot: int) -> None:
         if self.config.bn == "reestimated":
             self._estimate()
-        self.frozen.refresh()  # perturbed before, folded now: the other way round certifies other parameters
-        for x, y in self._kept or self._inputs():
+        # Perturbed before, folded now: the other way round certifies other parameters.
+        self.frozen.refresh()
+        for x, y in self._resident or self._inputs():
             count_correct(self.frozen.module(x), y, counts, slot)
 
     def _inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -195,18 +168,12 @@ def weights_digest(model: nn.Module) -> str:
 def layer_norms(model: nn.Module, sigma: float) -> list[dict]:
     """|W| and |W| / sqrt(n) / sigma of each parameter: how strong the noise is, layer by layer.
 
-    The certificate changes when a layer before a BatchNorm is rescaled, though the network does not: it speaks of this
-    parameterisation, so these numbers belong to it.
+    The certificate changes when a layer before a BatchNorm is rescaled, though the network does
+    not: it speaks of this parameterisation, so these numbers belong to it.
     """
     rows = []
     for name, p in model.named_parameters():
         norm = float(p.detach().double().norm())
-        rows.append(
-            {
-                "name": name,
-                "size": p.numel(),
-                "norm": norm,
-                "relative": norm / p.numel() ** 0.5 / sigma,
-            }
-        )
+        relative = norm / p.numel() ** 0.5 / sigma
+        rows.append({"name": name, "size": p.numel(), "norm": norm, "relative": relative})
     return rows

@@ -1,169 +1,163 @@
-"""Bound what noisy copies of a network, and of all networks near it, get right: (q, eta)-learnability."""
+"""Bound what noisy copies of a network, and of all networks near it, get right.
 
+That is (q, eta)-learnability: docs/CERTIFY.md.
+"""
+
+import inspect
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
+from fastue.certificates.claim import ARITHMETIC, BN_POLICIES, Claim, Smoothing, Training
 from fastue.cli.parse import draw_range, numbers, positive
 from fastue.cli.progress import Progress
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "--surrogate", type=Path, help="the network: a file, or the directory fastue protect wrote"
+    flag = parser.add_argument
+    flag("--surrogate", type=Path, help="the network: a file, or the directory protect wrote")
+    flag("--train-on", type=Path, metavar="DIR", help="train one on what protect wrote, instead")
+    flag("--clean", metavar="TEST", help="clean test pictures: folder, .npz, NAME:split")
+    flag("--out", type=Path, help="a new directory, or one a killed run left")
+    flag("--labels", type=Path, metavar="CSV", help="`file,class` lines for an unsorted TEST")
+    flag("--size", type=positive, help="resize TEST as fastue protect --size did")
+    _add_claim(parser.add_argument_group("claim", "written down before the first draw"))
+    _add_draws(parser.add_argument_group("draws"))
+    _add_training(parser.add_argument_group("training", "of the network for --train-on"))
+    _add_recovery(parser.add_argument_group("recovery", "an attack on what is certified"))
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    flag("--compile", action="store_true", help="torch.compile the network")
+    flag(
+        "--plan",
+        action="store_true",
+        help="print what N reaches, what eta needs, of a --surrogate the time, and stop",
     )
-    parser.add_argument(
-        "--train-on",
-        type=Path,
-        metavar="DIR",
-        help="train one on what fastue protect wrote, instead",
+    flag("--resume", action="store_true", help="fail unless --out holds draws to go on with")
+    flag("--config", metavar="YAML", help="read flags from a file; the command line wins")
+
+
+def _add_claim(group) -> None:
+    flag = group.add_argument
+    flag("--sigma", type=float, default=Smoothing.sigma, help="std of the noise on each weight")
+    flag("--q", type=numbers, default=Claim.q, help="quantiles of noisy networks, with commas")
+    flag("--eta", type=numbers, default=Claim.eta, help="l2 radii (default: shares of sigma)")
+    flag("--N", type=positive, default=Claim.n, help="draws, declared before the first one")
+    flag("--alpha", type=float, default=Claim.alpha, help="1 - confidence, of all q, eta together")
+    flag("--pointwise", action="store_true", help="confidence for each (q, eta) by itself")
+    flag("--bn", default=Smoothing.bn, help=f"BatchNorm statistics: {', '.join(BN_POLICIES)}")
+    flag(
+        "--arithmetic",
+        default=Smoothing.arithmetic,
+        help=f"of the network certified: {', '.join(ARITHMETIC)}",
     )
-    parser.add_argument(
-        "--clean", metavar="TEST", help="clean test pictures: folder, .npz, NAME:split"
+
+
+def _add_draws(group) -> None:
+    flag = group.add_argument
+    flag(
+        "--batch",
+        type=positive,
+        help=f"pictures at a time (default: {Smoothing.batch} on a CPU, 1000 on a GPU)",
     )
-    parser.add_argument("--out", type=Path, help="a new directory, or one a killed run left")
-    parser.add_argument(
-        "--sigma", type=float, default=0.25, help="standard deviation of the noise on each weight"
-    )
-    parser.add_argument(
-        "--q", type=numbers, default=(0.9,), help="quantiles of noisy networks, separated by commas"
-    )
-    parser.add_argument(
-        "--eta", type=numbers, default=(), help="l2 radii (default: shares of sigma)"
-    )
-    parser.add_argument(
-        "--N", type=positive, default=1000, dest="n", help="draws, declared before the first one"
-    )
-    parser.add_argument(
-        "--alpha", type=float, default=0.01, help="1 - confidence, for all q and eta together"
-    )
-    parser.add_argument(
-        "--pointwise", action="store_true", help="confidence for each (q, eta) by itself"
-    )
-    parser.add_argument(
-        "--bn", default="stored", help="BatchNorm statistics: stored, frozen-noisy or reestimated"
-    )
-    parser.add_argument(
-        "--arithmetic", default="fp32", help="of the network certified: fp32 or bf16-folded"
-    )
-    parser.add_argument(
-        "--batch", type=positive, help="pictures at a time (default: 256 on a CPU, 1000 on a GPU)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument(
+    flag("--seed", type=int, default=Smoothing.seed, help="of the draws")
+    flag(
         "--draws",
         type=draw_range,
         metavar="A:B",
         help="make only these of the N draws, for --merge later",
     )
-    parser.add_argument(
-        "--merge",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="conclude from the draws in these, only",
+    flag("--merge", type=Path, nargs="+", metavar="DIR", help="conclude from the draws in these")
+
+
+def _add_training(group) -> None:
+    flag = group.add_argument
+    flag("--arch", default=Training.arch, help="network; also that of a plain state_dict")
+    flag("--epochs", type=positive, default=Training.epochs, help="training epochs")
+    flag("--train-seed", type=int, default=Training.seed, help="of its weights and batches")
+    flag(
+        "--precision",
+        default=Training.precision,
+        choices=("auto", "float32", "bf16"),
+        help="of the arithmetic",
     )
-    parser.add_argument(
-        "--recover", action="store_true", help="attack the network within the radii, show it beside"
-    )
-    parser.add_argument(
-        "--aux",
-        metavar="DATA",
-        help="clean pictures the attack learns from; `oracle`: the test set",
-    )
-    parser.add_argument(
-        "--compat",
-        default="none",
-        choices=("none", "pue2025"),
-        help="attack on the sphere, as published",
-    )
-    parser.add_argument(
-        "--arch", default="resnet18", help="network for --train-on and for a plain state_dict"
-    )
-    parser.add_argument(
-        "--epochs", type=positive, default=60, help="training epochs for --train-on"
-    )
-    parser.add_argument(
-        "--train-seed", type=int, default=0, help="of the network trained for --train-on"
-    )
-    parser.add_argument("--size", type=positive, help="resize TEST as fastue protect --size did")
-    parser.add_argument(
-        "--precision", default="auto", choices=("auto", "float32", "bf16"), help="for --train-on"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="print what N reaches, what eta needs, of a --surrogate the time, and stop",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="fail unless --out holds draws to go on with"
-    )
-    parser.add_argument(
-        "--config", metavar="YAML", help="read flags from a file; the command line wins"
+
+
+def _add_recovery(group) -> None:
+    flag = group.add_argument
+    flag("--recover", action="store_true", help="attack within the radii, show it beside")
+    flag("--aux", metavar="DATA", help="clean pictures it learns from; `oracle`: the test set")
+    flag(
+        "--compat", default="none", choices=("none", "pue2025"), help="on the sphere, as published"
     )
 
 
 def run(args) -> int:
     from fastue import distributed
-    from fastue.certificates.smoothing import Smoothing
-    from fastue.commands import certify as certificate
+    from fastue.commands import certify as command
     from fastue.core.errors import UsageError
-    from fastue.models.training import resolve_device
 
-    device = resolve_device(args.device)
-    batch = args.batch or (1000 if device.type == "cuda" else 256)
-    smoothing = Smoothing(args.sigma, args.seed, args.bn, args.arithmetic, batch)
-    claim = certificate.Claim(args.n, args.q, args.eta, args.alpha, not args.pointwise)
-    if args.plan and not (args.surrogate and args.clean):  # nothing to time
-        print(certificate.plan(claim, smoothing))
+    if args.plan:
+        print(_plan(args))
         return 0
-    if args.out is None and not args.plan:
+    if args.out is None:
         raise UsageError("--out: name a directory for the draws and the certificate")
     if args.merge:
-        return _show(certificate.merged(args.merge, args.out))
-    if bool(args.surrogate) == bool(args.train_on) or not args.clean:
-        raise UsageError(
-            "certify needs --clean TEST and either --surrogate FILE or --train-on DIR (or --merge)"
-        )
-    if args.resume and not args.plan and not (args.out / certificate.DECLARED).exists():
-        raise UsageError(f"--resume: {args.out} holds no draws to go on with")
+        return _show(command.merge(args.merge, args.out))
     if args.recover and not args.aux:
         raise UsageError(
-            "--recover: name clean pictures to learn from with --aux, or --aux oracle for the test set"
+            "--recover: name clean pictures to learn from with --aux, "
+            "or --aux oracle for the test set"
         )
-    progress = Progress("draws")
-    model, known, data = certificate.prepare(
-        surrogate=args.surrogate, train_on=args.train_on, clean=args.clean, out=args.out, arch=args.arch,
-        epochs=args.epochs, seed=args.train_seed, size=args.size, precision=args.precision, device=device,
-        progress=progress.update,
-    )  # fmt: skip
-    if args.plan:
-        print(certificate.plan(claim, smoothing, model, data))
-        return 0
-    start = time.perf_counter()
-    found = certificate.certify(
-        model, known, data, args.out, smoothing, claim, part=args.draws, compile=args.compile,
-        progress=progress.update,
-    )  # fmt: skip
+    progress, start = Progress("draws"), time.perf_counter()
+    certified = command.certify(**_arguments(command.certify, args), progress=progress.update)
     progress.close()
-    if found is None and distributed.place()[0]:
+    if certified is None:
+        if distributed.place()[0] == 0:
+            seconds = time.perf_counter() - start
+            print(f"{args.out}: these draws are made ({seconds:.0f} s); join them with --merge")
         return 0
-    if found is None:
-        print(
-            f"{args.out}: these draws are made ({time.perf_counter() - start:.0f} s); join them with --merge"
-        )
-        return 0
-    _show(found)
+    _show(certified)
     if args.recover:
-        print(certificate.recover(
-            model, data, args.aux, found, args.out, compat=args.compat, size=args.size, progress=progress.update
-        ))  # fmt: skip
+        print(
+            command.recover(
+                certified, args.aux, compat=args.compat, size=args.size, progress=progress.update
+            )
+        )
     return 0
 
 
-def _show(found) -> int:
-    print(found.table)
-    print(found.words)
-    print("Written:", ", ".join(str(path) for path in found.files))
+def _arguments(function: Callable, args: Namespace) -> dict:
+    """The flags that `function` takes: they are named as its arguments."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
+def _plan(args) -> str:
+    """The time needs a network and pictures; without them only the statistics are planned."""
+    from fastue.commands import certify as command
+    from fastue.models.training import resolve_device
+
+    device = resolve_device(args.device)
+    smoothing = command.smoothing_for(
+        device, args.sigma, args.seed, args.bn, args.arithmetic, args.batch
+    )
+    claim = Claim(args.N, args.q, args.eta, args.alpha, not args.pointwise)
+    if not (args.surrogate and args.clean):
+        return command.plan(claim, smoothing)
+    subject = command.prepare(
+        surrogate=args.surrogate,
+        clean=args.clean,
+        labels=args.labels,
+        size=args.size,
+        training=Training(arch=args.arch),
+        device=device,
+    )
+    return command.plan(claim, smoothing, subject)
+
+
+def _show(certified) -> int:
+    print(certified.table)
+    print(certified.words)
+    print("Written:", ", ".join(str(path) for path in certified.files))
     return 0

@@ -1,4 +1,7 @@
-"""Files that are either whole or absent: temporary file beside the target, write, fsync, rename, fsync the folder."""
+"""Files that are either whole or absent.
+
+A temporary file beside the target, write, fsync, rename, fsync the folder.
+"""
 
 import contextlib
 import errno
@@ -15,7 +18,7 @@ _MARK = ".fastue-tmp"
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
-    """Replace `path` by `data`. With durable=False nothing is forced to the disk yet (see sync_all)."""
+    """Replace `path` by `data`; with durable=False it is not forced to the disk (see sync_all)."""
     atomic_write(path, lambda file: file.write(data), durable=durable)
 
 
@@ -39,8 +42,9 @@ def atomic_write(
 ) -> None:
     """Call fill(file) on a temporary file beside `path`, then rename it to `path`.
 
-    A kill at any moment leaves the old file or the new one. A full disk, a missing permission or any other failure
-    removes the temporary file; what the system reports becomes a DataError that says what to do.
+    A kill at any moment leaves the old file or the new one. A full disk, a missing permission or
+    any other failure removes the temporary file; what the system reports becomes a DataError that
+    says what to do.
     """
     path = Path(path)
     temporary = path.with_name(f"{_short(path.name)}.{os.getpid()}{_MARK}")
@@ -65,7 +69,7 @@ def atomic_write(
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says about a failed write to `path` into a DataError that says what to do."""
+    """Turn a failed write to `path` into a DataError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -102,16 +106,15 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_all() -> None:
-    """Make everything written so far durable; one call after many small files written with durable=False."""
+    """Make everything written so far durable: once after many files with durable=False."""
     os.sync()
 
 
 def remove_stale(folder: str | os.PathLike[str], *, deep: bool = True) -> int:
-    """Delete temporary files that a killed run left in `folder` (and below it); gives their number."""
+    """Delete what a killed run left in `folder` (and below it); returns how many files."""
     folder = Path(folder)
-    stale = [
-        path for path in (folder.rglob if deep else folder.glob)(f"*{_MARK}") if path.is_file()
-    ]
+    paths = folder.rglob(f"*{_MARK}") if deep else folder.glob(f"*{_MARK}")
+    stale = [path for path in paths if path.is_file()]
     for path in stale:
         with writing(path):
             path.unlink(missing_ok=True)
@@ -124,7 +127,10 @@ def is_temporary(name: str) -> bool:
 
 
 def free_space_check(folder: str | os.PathLike[str], need: int) -> None:
-    """Raise DataError unless the disk of `folder` (or of its nearest existing parent) has `need` bytes free."""
+    """Raise DataError unless the disk of `folder` has `need` bytes free.
+
+    The folder need not exist yet: then the disk of its nearest parent.
+    """
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent

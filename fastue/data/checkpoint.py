@@ -1,4 +1,4 @@
-"""An atomic snapshot of a running method: a kill at any moment leaves the old snapshot or the new one."""
+"""An atomic snapshot of a running method: a kill leaves the old snapshot or the new one."""
 
 import os
 from pathlib import Path
@@ -14,16 +14,17 @@ _NAME = "checkpoint.safetensors"
 
 
 def save(folder: str | os.PathLike[str], tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Replace the snapshot in `folder` (made when absent) by these tensors and this JSON-able state.
+    """Replace the snapshot in `folder` (made when absent) by these tensors and JSON-able state.
 
-    The old snapshot is replaced by a rename once the new one is on the disk. Values, dtypes and channels_last layout
-    come back exactly. Raises DataError when the disk is full; the old snapshot is then still there.
+    The old snapshot is replaced by a rename once the new one is on the disk. Values, dtypes and
+    channels_last layout come back exactly. Raises DataError when the disk is full; the old snapshot
+    is then still there.
     """
     write_tensors(make_folder(folder) / _NAME, tensors, state)
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the snapshot, or None when there is none; a killed save's leftover is removed.
+    """Tensors and state of the snapshot, or None; a killed save's leftover is removed.
 
     Raises DataError when the snapshot is damaged.
     """

@@ -1,7 +1,8 @@
 """The resident data set and its batches: x uint8 [B,C,H,W], y int64 [B], index int64 [B].
 
-Pictures stay in memory as uint8, stored [N,H,W,C] and seen as [N,C,H,W] (channels_last), so that a batch is one
-gather of contiguous rows. `index` is the row in the data set; noise and random draws are looked up by it.
+Pictures stay in memory as uint8, stored [N,H,W,C] and seen as [N,C,H,W] (channels_last), so that a
+batch is one gather of contiguous rows. `index` is the row in the data set; noise and random draws
+are looked up by it.
 """
 
 import hashlib
@@ -30,9 +31,9 @@ class Batch(NamedTuple):
 class ImageDataset:
     """Labelled pictures of one size in memory.
 
-    images uint8 [N,C,H,W] (made channels_last), labels int64 [N] in [0, len(classes)), ids unique strings (relative
-    path or row), classes names. `source` says where it came from, `notes` what was converted, skipped or odd.
-    Raises DataError when these do not fit together.
+    images uint8 [N,C,H,W] (made channels_last), labels int64 [N] in [0, len(classes)), ids unique
+    strings (relative path or row), classes names. `source` says where it came from, `notes` what
+    was converted, skipped or odd. Raises DataError when these do not fit together.
     """
 
     images: Tensor
@@ -44,28 +45,26 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         name = self.source or "data set"
-        if (
-            self.images.dtype != torch.uint8
-            or self.images.ndim != 4
-            or self.images.shape[1] not in (1, 3)
-        ):
+        dtype, shape = self.images.dtype, list(self.images.shape)
+        if dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
             raise DataError(
                 f"{name}: pictures must be uint8 [N, 1 or 3, H, W], "
-                f"not {str(self.images.dtype).removeprefix('torch.')} {list(self.images.shape)}"
+                f"not {str(dtype).removeprefix('torch.')} {shape}"
             )
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
             raise DataError(f"{name}: labels must be int64 [N]")
         if not len(self.images) == len(self.labels) == len(self.ids):
             raise DataError(
-                f"{name}: {len(self.images)} pictures, {len(self.labels)} labels and {len(self.ids)} ids"
+                f"{name}: {len(self.images)} pictures, {len(self.labels)} labels and "
+                f"{len(self.ids)} ids"
             )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
-            self.classes
-        ):
-            raise DataError(
-                f"{name}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
-                f"but there are {len(self.classes)} classes"
-            )
+        if len(self.labels):
+            lowest, highest = int(self.labels.min()), int(self.labels.max())
+            if lowest < 0 or highest >= len(self.classes):
+                raise DataError(
+                    f"{name}: labels run from {lowest} to {highest}, "
+                    f"but there are {len(self.classes)} classes"
+                )
         for what, names in (("ids", self.ids), ("class names", self.classes)):
             if len(set(names)) != len(names):
                 raise DataError(f"{name}: {what} must be unique")
@@ -93,7 +92,7 @@ class ImageDataset:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def subset(self, rows: Sequence[int] | Tensor | np.ndarray) -> "ImageDataset":
-        """The given rows in the given order; ids keep naming the same pictures, all classes stay."""
+        """These rows in this order; ids keep naming the same pictures, all classes stay."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
         return replace(
             self,
@@ -104,7 +103,10 @@ class ImageDataset:
         )
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over ids, labels, classes, shape and pixels; memory layout, device and source do not count."""
+        """sha256 (hex) over ids, labels, classes, shape and pixels.
+
+        Memory layout, device and source do not count.
+        """
         head = {
             "ids": self.ids,
             "labels": self.labels.tolist(),
@@ -119,14 +121,14 @@ class ImageDataset:
 
 
 def gather(images: Tensor, index: Tensor) -> Tensor:
-    """Rows of channels_last images [N,C,H,W] as a channels_last [B,C,H,W]: one contiguous copy a picture."""
+    """Rows of channels_last [N,C,H,W] as channels_last [B,C,H,W]: one contiguous copy a picture."""
     return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 def batches(
     dataset: ImageDataset, size: int, order: Tensor | np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """Batches of `size` rows (the last may be smaller) in the given order of rows, or in the data set's own."""
+    """Batches of `size` rows (the last may be smaller), in `order` or in the data set's own."""
     if size < 1:
         raise UsageError(f"batch size must be at least 1, not {size}")
     if order is None:
@@ -139,5 +141,5 @@ def batches(
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of n rows, int64 [n]: the same for the same (n, seed, epoch), on every machine."""
+    """A permutation of n rows, int64 [n]: a function of (n, seed, epoch), on every machine."""
     return torch.from_numpy(keyed_generator(seed, "order", epoch).permutation(n))

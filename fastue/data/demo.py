@@ -1,4 +1,4 @@
-"""The embedded data set: 32x32 crops of photographs that scikit-image's wheel ships, one class a photograph."""
+"""The embedded data set: 32x32 crops of the photographs in scikit-image's wheel, each a class."""
 
 import importlib.util
 from pathlib import Path
@@ -38,13 +38,14 @@ def demo_dataset(
     colour: float = 0.0,
     seed: int = 0,
 ) -> ImageDataset:
-    """Crops uint8 [N,3,size,size] of each photograph, the same on every machine with the same wheel.
+    """Crops uint8 [N,3,size,size] of each photograph: a function of wheel and arguments.
 
-    The photograph is cut into square cells of `cell` pixels, every fifth of which belongs to the test split; a train
-    crop touches no test cell and a test crop lies inside one, so no pixel is shared. Crops are brought to mean 128
-    and standard deviation `contrast` in grey; `colour` in [0, 1] is how much of a crop's own colour (less its mean
-    colour) is kept. None is by default: five of the photographs are grey, and the amount of colour alone would tell
-    them apart (66 % of the test crops at 0.5). So texture and shape tell the class.
+    The photograph is cut into square cells of `cell` pixels, every fifth of which belongs to the
+    test split; a train crop touches no test cell and a test crop lies inside one, so no pixel is
+    shared. Crops are brought to mean 128 and standard deviation `contrast` in grey; `colour` in
+    [0, 1] is how much of a crop's own colour (less its mean colour) stays. None does by default:
+    five of the photographs are grey, and the amount of colour alone would tell them apart (66 % of
+    the test crops at 0.5). So texture and shape tell the class.
     """
     if split not in PER_CLASS:
         raise UsageError(f"demo has the splits train and test, not {split!r}")
@@ -54,9 +55,8 @@ def demo_dataset(
     ids = []
     for label, name in enumerate(photographs):
         pixels = _load(folder / name, shrink)
-        rows, columns = _positions(
-            pixels, split, count, size, cell, keyed_generator(seed, f"demo {name} {split}")
-        )
+        generator = keyed_generator(seed, f"demo {name} {split}")
+        rows, columns = _positions(pixels, split, count, size, cell, generator)
         stem = Path(name).stem
         for number, (top, left) in enumerate(zip(rows, columns, strict=True)):
             crop = pixels[top : top + size, left : left + size]
@@ -72,11 +72,13 @@ def demo_dataset(
 
 
 def _folder() -> Path:
-    # find_spec does not import scikit-image, and reading the files directly never starts a download.
+    # find_spec does not import scikit-image, and reading the files directly never starts a
+    # download.
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise DataError(
-            "the demo data set needs the photographs in scikit-image's wheel: pip install scikit-image"
+            "the demo data set needs the photographs in scikit-image's wheel: "
+            "pip install scikit-image"
         )
     return Path(spec.origin).parent / "data"
 
@@ -90,17 +92,15 @@ def _load(path: Path, shrink: float) -> np.ndarray:
             f"{path}: the demo photograph cannot be read; install scikit-image again"
         ) from error
     if shrink != 1.0:
-        picture = picture.resize(
-            (round(picture.width / shrink), round(picture.height / shrink)),
-            Image.Resampling.LANCZOS,
-        )
+        size = round(picture.width / shrink), round(picture.height / shrink)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(picture)
 
 
 def _positions(
     pixels: np.ndarray, split: str, count: int, size: int, cell: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Top-left corners of `count` different crops that lie in the split's cells and are not flat."""
+    """Top-left corners of `count` different crops that are of the split and not flat."""
     height, width = pixels.shape[:2]
     rows, columns = np.arange(height) // cell, np.arange(width) // cell
     test = (rows[:, None] + 2 * columns[None, :]) % 5 == 0

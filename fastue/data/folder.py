@@ -13,38 +13,38 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.parallel import map_blocks
 from fastue.data.pictures import EXTENSIONS, PictureError, decode
 
-_SHOWN = 5
+_NAMED = 5  # in a message
+_LISTED = 20  # unreadable files
 _BLOCK = 64
 
 
-def some(names: Iterable[str], shown: int = _SHOWN) -> str:
+def some(names: Iterable[str], count: int = _NAMED) -> str:
     """The first few names of a list, and how many more there are."""
     names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def open_folder(
     root: Path, *, size: int | None, table: dict[str, str] | None, on_error: str
 ) -> ImageDataset:
-    """Every picture below root/<class>/ (sub-folders included); ids are paths relative to root, in sorted order.
+    """Every picture below root/<class>/, sub-folders included; ids are paths below root, sorted.
 
-    With `table` (relative path -> class name) the folder may have any shape and the table gives the classes.
+    With `table` (relative path -> class name) the folder may have any shape and the table gives the
+    classes.
     """
     notes: list[str] = []
     if table is None:
         ids, labels, classes = _scan_classes(root, notes)
     else:
         ids, labels, classes = _scan_table(root, table, notes)
-    pixels, kept = read_pictures(root, ids, size=size, on_error=on_error, notes=notes)
-    ids = [ids[row] for row in kept]
-    classes, kept_labels = _drop_empty(
-        root, classes, np.asarray(labels, dtype=np.int64)[kept], on_error, notes
-    )
+    pixels, rows = read_pictures(root, ids, size=size, on_error=on_error, notes=notes)
+    label_of_row = np.asarray(labels, dtype=np.int64)[rows]
+    classes, label_of_row = _drop_empty(root, classes, label_of_row, on_error, notes)
     return ImageDataset(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        labels=torch.from_numpy(kept_labels),
-        ids=ids,
+        labels=torch.from_numpy(label_of_row),
+        ids=[ids[row] for row in rows],
         classes=classes,
         source=str(root),
         notes=notes,
@@ -54,91 +54,119 @@ def open_folder(
 def read_pictures(
     root: Path, ids: list[str], *, size: int | None, on_error: str, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decode root/id for every id into one uint8 array [K,H,W,C]; also the rows that were kept, int64 [K].
+    """Decode root/id for every id: one uint8 array [K,H,W,C], and the rows they are, int64 [K].
 
-    Unreadable files stop with their list, or are left out with a note when on_error is "skip". Gray pictures become
-    RGB when at least one picture is coloured. Pictures of different sizes stop, naming the sizes.
+    Unreadable files stop with their list, or are left out with a note when on_error is "skip". Gray
+    pictures become RGB when at least one picture is coloured. Pictures of different sizes stop,
+    naming the sizes.
     """
-    first = _first_readable(root, ids, size)
-    height, width, channels = first.shape if first is not None else (1, 1, 1)
-    while True:
-        check_memory(root, len(ids) * height * width * channels)
-        pixels = np.empty((len(ids), height, width, channels), dtype=np.uint8)
-        outcome = _decode_all(root, ids, size, pixels)
-        coloured = any(shape[2] == 3 for shape in outcome.shapes)
-        if coloured and channels == 1:
-            channels = 3
-            continue
-        break
-    if outcome.bad and (on_error != "skip" or len(outcome.bad) == len(ids)):
-        lines = [f"  {ids[row]}: {reason}" for row, reason in sorted(outcome.bad.items())]
-        more = [f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else []
-        raise DataError(
-            "\n".join(
-                [f"{root}: {len(lines)} of {len(ids)} pictures cannot be read:", *lines[:20], *more]
-                + ["Repair or remove them, or leave them out with --skip-bad."]
-            )
-        )
-    sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
-    gray = []
-    for shape, rows in outcome.shapes.items():
-        sizes[shape[:2]] += rows
-        if shape[2] == 1 and channels == 3:
-            gray += rows
-    if len(sizes) > 1:
-        common = sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0]))
-        text = "; ".join(
-            f"{w}x{h}: {len(rows)} ({ids[min(rows)]})" for (h, w), rows in common[:_SHOWN]
-        )
-        rest = f"; and {len(common) - _SHOWN} more" if len(common) > _SHOWN else ""
-        raise DataError(
-            f"{root}: the pictures have {len(sizes)} different sizes ({text}{rest}). "
-            "Pass --size S to resize the shorter side to S and cut out the centre."
-        )
-    if outcome.bad:
-        names = some(f"{ids[row]} ({reason})" for row, reason in sorted(outcome.bad.items()))
-        notes.append(f"{len(outcome.bad)} unreadable pictures left out: {names}")
-    if gray:
-        notes.append(
-            f"{len(gray)} pictures: gray converted to RGB: {some(ids[row] for row in sorted(gray))}"
-        )
-    for kind, rows in sorted(outcome.converted.items()):
-        notes.append(f"{len(rows)} pictures: {kind}: {some(ids[row] for row in sorted(rows))}")
-    kept = np.array(sorted(set(range(len(ids))) - set(outcome.bad)), dtype=np.int64)
-    return (pixels[kept] if outcome.bad else pixels), kept
+    pixels, outcome = _decode_all(root, ids, size)
+    _refuse_unreadable(root, ids, outcome, on_error)
+    _refuse_sizes(root, ids, outcome)
+    _note(ids, outcome, pixels.shape[3], notes)
+    rows = np.array(sorted(set(range(len(ids))) - set(outcome.bad)), dtype=np.int64)
+    return (pixels[rows] if outcome.bad else pixels), rows
 
 
 class _Outcome:
+    """What decoding met: rows by the reason why not, by shape, and by kind of conversion."""
+
     def __init__(self) -> None:
         self.bad: dict[int, str] = {}
         self.shapes: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         self.converted: dict[str, list[int]] = defaultdict(list)
 
+    def add(self, other: "_Outcome") -> None:
+        self.bad |= other.bad
+        for shape, rows in other.shapes.items():
+            self.shapes[shape] += rows
+        for kind, rows in other.converted.items():
+            self.converted[kind] += rows
 
-def _decode_all(root: Path, ids: list[str], size: int | None, pixels: np.ndarray) -> _Outcome:
+
+def _decode_all(root: Path, ids: list[str], size: int | None) -> tuple[np.ndarray, _Outcome]:
+    """Pixels uint8 [N,H,W,C] of the first picture's size; rows of other sizes are not filled."""
+    first = _first_readable(root, ids, size)
+    height, width, channels = first.shape if first is not None else (1, 1, 1)
+    while True:
+        check_memory(root, len(ids) * height * width * channels)
+        pixels = np.empty((len(ids), height, width, channels), dtype=np.uint8)
+        outcome = _decode_into(pixels, root, ids, size)
+        if channels == 3 or not any(shape[2] == 3 for shape in outcome.shapes):
+            return pixels, outcome
+        channels = 3  # the first was gray, another is coloured: again, with room for colours
+
+
+def _decode_into(pixels: np.ndarray, root: Path, ids: list[str], size: int | None) -> _Outcome:
     def work(rows: range) -> _Outcome:
-        found = _Outcome()
+        outcome = _Outcome()
         for row in rows:
             try:
                 picture, kinds = decode(root / ids[row], size)
             except PictureError as error:
-                found.bad[row] = str(error)
+                outcome.bad[row] = str(error)
                 continue
-            found.shapes[picture.shape].append(row)
+            outcome.shapes[picture.shape].append(row)
             for kind in kinds:
-                found.converted[kind].append(row)
+                outcome.converted[kind].append(row)
             if picture.shape[:2] == pixels.shape[1:3] and picture.shape[2] <= pixels.shape[3]:
                 pixels[row] = picture  # gray is repeated over the three channels
-        return found
+        return outcome
 
     total = _Outcome()
-    for found in map_blocks(work, len(ids), _BLOCK):
-        total.bad |= found.bad
-        for shape, rows in found.shapes.items():
-            total.shapes[shape] += rows
-        for kind, rows in found.converted.items():
-            total.converted[kind] += rows
+    for outcome in map_blocks(work, len(ids), _BLOCK):
+        total.add(outcome)
     return total
+
+
+def _refuse_unreadable(root: Path, ids: list[str], outcome: _Outcome, on_error: str) -> None:
+    """Files that cannot be read are never left out unasked, and all of them not even then."""
+    if not outcome.bad or (on_error == "skip" and len(outcome.bad) < len(ids)):
+        return
+    lines = [f"  {ids[row]}: {reason}" for row, reason in sorted(outcome.bad.items())]
+    more = [f"  ... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    raise DataError(
+        "\n".join(
+            [
+                f"{root}: {len(lines)} of {len(ids)} pictures cannot be read:",
+                *lines[:_LISTED],
+                *more,
+                "Repair or remove them, or leave them out with --skip-bad.",
+            ]
+        )
+    )
+
+
+def _refuse_sizes(root: Path, ids: list[str], outcome: _Outcome) -> None:
+    rows_of_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for shape, rows in outcome.shapes.items():
+        rows_of_size[shape[:2]] += rows
+    if len(rows_of_size) <= 1:
+        return
+    common = sorted(rows_of_size.items(), key=lambda item: (-len(item[1]), item[0]))
+    text = "; ".join(
+        f"{width}x{height}: {len(rows)} ({ids[min(rows)]})"
+        for (height, width), rows in common[:_NAMED]
+    )
+    rest = f"; and {len(common) - _NAMED} more" if len(common) > _NAMED else ""
+    raise DataError(
+        f"{root}: the pictures have {len(common)} different sizes ({text}{rest}). "
+        "Pass --size S to resize the shorter side to S and cut out the centre."
+    )
+
+
+def _note(ids: list[str], outcome: _Outcome, channels: int, notes: list[str]) -> None:
+    """What was left out or converted, with some of the names."""
+    if outcome.bad:
+        names = some(f"{ids[row]} ({reason})" for row, reason in sorted(outcome.bad.items()))
+        notes.append(f"{len(outcome.bad)} unreadable pictures left out: {names}")
+    gray = [row for shape, rows in outcome.shapes.items() if shape[2] < channels for row in rows]
+    if gray:
+        names = some(ids[row] for row in sorted(gray))
+        notes.append(f"{len(gray)} pictures: gray converted to RGB: {names}")
+    for kind, rows in sorted(outcome.converted.items()):
+        names = some(ids[row] for row in sorted(rows))
+        notes.append(f"{len(rows)} pictures: {kind}: {names}")
 
 
 def _first_readable(root: Path, ids: list[str], size: int | None) -> np.ndarray | None:
@@ -155,8 +183,8 @@ def check_memory(name: str | Path, need: int) -> None:
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > 0.8 * have:
         raise DataError(
-            f"{name}: the pictures take {need / 2**30:.1f} GiB in memory and this machine has {have / 2**30:.1f}. "
-            "Pass a smaller --size, or protect the set in parts."
+            f"{name}: the pictures take {need / 2**30:.1f} GiB in memory and this machine has "
+            f"{have / 2**30:.1f}. Pass a smaller --size, or protect the set in parts."
         )
 
 
@@ -165,8 +193,9 @@ def _scan_classes(root: Path, notes: list[str]) -> tuple[list[str], list[int], l
     loose = [name for name in files if _is_picture(name)]
     if loose:
         raise DataError(
-            f"{root}: {len(loose)} pictures lie outside the class folders and have no label: {some(loose)}. "
-            "Move them into a folder named after their class, or give a table with --labels."
+            f"{root}: {len(loose)} pictures lie outside the class folders and have no label: "
+            f"{some(loose)}. Move them into a folder named after their class, or give a table "
+            "with --labels."
         )
     if not folders:
         raise DataError(
@@ -198,12 +227,13 @@ def _scan_table(
     absent = sorted(set(table) - set(ids))
     if absent:
         raise DataError(
-            f"{root}: the label table names {len(absent)} pictures that are not there: {some(absent)}"
+            f"{root}: the label table names {len(absent)} pictures that are not there: "
+            f"{some(absent)}"
         )
     classes = sorted(set(table.values()))
-    place = {name: label for label, name in enumerate(classes)}
+    label_of = {name: label for label, name in enumerate(classes)}
     _finish_scan(root, ids, [name for name in names if not _is_picture(name)], notes)
-    return ids, [place[table[name]] for name in ids], classes
+    return ids, [label_of[table[name]] for name in ids], classes
 
 
 def _finish_scan(root: Path, ids: list[str], other: list[str], notes: list[str]) -> None:
@@ -217,9 +247,8 @@ def _finish_scan(root: Path, ids: list[str], other: list[str], notes: list[str])
             f"{root}: no picture found; PNG, JPEG, WebP and BMP files are read from {root}/<class>/"
         )
     if other:
-        notes.append(
-            f"{len(other)} files that are not PNG, JPEG, WebP or BMP left out: {some(map(_shown, other))}"
-        )
+        names = some(map(_printable, other))
+        notes.append(f"{len(other)} files that are not PNG, JPEG, WebP or BMP left out: {names}")
 
 
 def _drop_empty(
@@ -238,8 +267,8 @@ def _drop_empty(
 
 
 def _walk(root: Path, folder: str, notes: list[str]) -> list[str]:
-    """Files below root/folder as paths relative to root, sorted; a link back to a folder above is not followed."""
-    found: list[str] = []
+    """Files below root/folder as paths relative to root, sorted; links upwards are not followed."""
+    paths: list[str] = []
     loops: list[str] = []
 
     def visit(name: str, above: frozenset[str]) -> None:
@@ -249,25 +278,24 @@ def _walk(root: Path, folder: str, notes: list[str]) -> list[str]:
             return
         folders, files = _list(root, root / name)
         prefix = f"{name}/" if name else ""
-        found.extend(prefix + file for file in files)
+        paths.extend(prefix + file for file in files)
         for inner in folders:
             visit(prefix + inner, above | {real})
 
     visit(folder, frozenset({os.path.realpath(root)} if folder else ()))
     if loops:
-        notes.append(
-            f"{len(loops)} links that lead back to a folder above not followed: {some(map(_shown, loops))}"
-        )
-    return sorted(found)
+        names = some(map(_printable, loops))
+        notes.append(f"{len(loops)} links that lead back to a folder above not followed: {names}")
+    return sorted(paths)
 
 
 def _list(root: Path, folder: Path) -> tuple[list[str], list[str]]:
     """Names of sub-folders and of files, sorted; hidden ones are left out."""
     try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-            folders = sorted(entry.name for entry in shown if entry.is_dir())
-            files = sorted(entry.name for entry in shown if not entry.is_dir())
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(".")]
+            folders = sorted(entry.name for entry in entries if entry.is_dir())
+            files = sorted(entry.name for entry in entries if not entry.is_dir())
     except PermissionError as error:
         raise DataError(f"{folder}: no permission to list this folder") from error
     except OSError as error:
@@ -287,5 +315,5 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     return name if _is_text(name) else ascii(name)

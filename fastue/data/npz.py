@@ -21,8 +21,9 @@ _Y = ("y", "targets", "labels")
 def open_npz(path: Path, *, size: int | None = None) -> ImageDataset:
     """A data set from a .npz file; object arrays (pickles) are never loaded.
 
-    x (or data, images) uint8 [N,H,W,C], [N,C,H,W] or [N,H,W]; y (or targets, labels) integers [N]; optionally ids [N]
-    and classes [K] as strings. Without them ids are row numbers and classes are numbers.
+    x (or data, images) uint8 [N,H,W,C], [N,C,H,W] or [N,H,W]; y (or targets, labels) integers [N];
+    optionally ids [N] and classes [K] as strings. Without them ids are row numbers and classes are
+    numbers.
     """
     arrays = _load(path)
     x, y = _one_of(path, arrays, _X), _one_of(path, arrays, _Y)
@@ -46,7 +47,7 @@ def from_arrays(
     ids: list[str] | None = None,
     classes: list[str] | None = None,
 ) -> ImageDataset:
-    """An ImageDataset from arrays laid out as open_npz describes. Raises DataError that says what does not fit."""
+    """An ImageDataset from arrays as open_npz describes them; DataError says what does not fit."""
     notes: list[str] = []
     x = _check_pictures(x, source)
     y = _check_labels(y, len(x), source)
@@ -70,15 +71,8 @@ def from_arrays(
         width = max(5, len(str(len(x))))
         ids = [f"{row:0{width}d}" for row in range(len(x))]
     if size is not None and x.shape[1:3] != (size, size):
-        check_memory(source, len(x) * size * size * x.shape[3])
         notes.append(f"{len(x)} pictures resized from {x.shape[2]}x{x.shape[1]} to {size}x{size}")
-        resized = np.empty((len(x), size, size, x.shape[3]), dtype=np.uint8)
-        for row, pixels in enumerate(x):
-            picture = fit(
-                Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), size
-            )
-            resized[row] = np.asarray(picture).reshape(size, size, -1)
-        x = resized
+        x = _resize(x, size, source)
     return ImageDataset(
         images=torch.from_numpy(x).permute(0, 3, 1, 2),
         labels=torch.from_numpy(y),
@@ -89,13 +83,24 @@ def from_arrays(
     )
 
 
+def _resize(x: np.ndarray, size: int, source: str) -> np.ndarray:
+    """uint8 [N,size,size,C]."""
+    channels = x.shape[3]
+    check_memory(source, len(x) * size * size * channels)
+    resized = np.empty((len(x), size, size, channels), dtype=np.uint8)
+    for row, pixels in enumerate(x):
+        picture = Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels)
+        resized[row] = np.asarray(fit(picture, size)).reshape(size, size, channels)
+    return resized
+
+
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             check_memory(str(path), sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as file:
-            wanted = [key for key in file.files if key in (*_X, *_Y, "ids", "classes")]
-            return {key: file[key] for key in wanted}
+            keys = [key for key in file.files if key in (*_X, *_Y, "ids", "classes")]
+            return {key: file[key] for key in keys}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except PermissionError as error:
@@ -131,17 +136,16 @@ def _check_pictures(x: np.ndarray, source: str) -> np.ndarray:
             raise DataError(
                 f"{source}: pictures hold NaN or infinite values; they must be uint8, 0 to 255"
             )
-        advice = (
-            " (for values in 0 .. 1: (x * 255).round().astype(numpy.uint8))"
-            if x.dtype.kind == "f"
-            else ""
-        )
+        advice = ""
+        if x.dtype.kind == "f":
+            advice = " (for values in 0 .. 1: (x * 255).round().astype(numpy.uint8))"
         raise DataError(f"{source}: pictures are {x.dtype}; they must be uint8, 0 to 255{advice}")
     if x.ndim == 3:
         x = x[..., None]
     if x.ndim != 4 or 0 in x.shape:
         raise DataError(
-            f"{source}: pictures have shape {list(x.shape)}; expected [N,H,W,C], [N,C,H,W] or [N,H,W]"
+            f"{source}: pictures have shape {list(x.shape)}; "
+            "expected [N,H,W,C], [N,C,H,W] or [N,H,W]"
         )
     if x.shape[3] in (1, 3):
         return np.ascontiguousarray(x)
@@ -162,16 +166,16 @@ def _check_labels(y: np.ndarray, n: int, source: str) -> np.ndarray:
         )
     if y.dtype.kind not in "iu":
         if y.dtype.kind == "f" and not np.isfinite(y).all():
-            raise DataError(
-                f"{source}: labels hold NaN: a label is missing at row {int(np.flatnonzero(y != y)[0])}"
-            )
+            row = int(np.flatnonzero(y != y)[0])
+            raise DataError(f"{source}: labels hold NaN: a label is missing at row {row}")
         raise DataError(f"{source}: labels are {y.dtype}; they must be whole numbers (int64)")
     if len(y) != n:
         raise DataError(f"{source}: {n} pictures and {len(y)} labels")
     if len(y) and int(y.min()) < 0:
         rows = np.flatnonzero(y < 0)
         raise DataError(
-            f"{source}: {len(rows)} negative labels, the first at row {int(rows[0])}; labels begin at 0"
+            f"{source}: {len(rows)} negative labels, the first at row {int(rows[0])}; "
+            "labels begin at 0"
         )
     if len(y) and int(y.max()) > np.iinfo(np.int64).max:
         raise DataError(f"{source}: label {int(y.max())} is too large")

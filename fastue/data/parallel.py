@@ -1,4 +1,4 @@
-"""Threads for decoding and encoding: Pillow and zlib release the interpreter lock while they work."""
+"""Threads for decoding and encoding: Pillow and zlib release the interpreter lock meanwhile."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +11,8 @@ T = TypeVar("T")
 def map_blocks(work: Callable[[range], T], n: int, block: int = 64) -> Iterator[T]:
     """work(range) over consecutive blocks of n rows, results in row order.
 
-    An exception (or Ctrl-C) cancels the blocks that have not started and is raised once the running ones are done.
+    An exception (or Ctrl-C) cancels the blocks that have not started and is raised once the running
+    ones are done.
     """
     ranges = [range(start, min(start + block, n)) for start in range(0, n, block)]
     workers = min(16, len(ranges), len(os.sched_getaffinity(0)) + 1)

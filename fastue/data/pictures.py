@@ -1,10 +1,12 @@
-"""One picture file to uint8 pixels, with a policy for everything that is not a plain 8-bit RGB or gray picture."""
+"""One picture file to uint8 pixels, with a policy for all that is not plain 8-bit RGB or gray."""
 
 from pathlib import Path
 
 import numpy as np
+
+# Pillow loads its decoders late, and not all of them safely from threads: they are loaded here.
 from PIL import (
-    BmpImagePlugin,  # noqa: F401 - Pillow loads its decoders late, and not all of them safely from threads
+    BmpImagePlugin,  # noqa: F401
     Image,
     ImageFile,
     ImageOps,
@@ -25,7 +27,7 @@ class PictureError(Exception):
 
 
 def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Pixels uint8 [H,W,C] (C = 1 for gray pictures, else 3) and what had to be converted, as short phrases.
+    """Pixels uint8 [H,W,C] (C = 1 for gray, else 3), and in short phrases what had to be converted.
 
     With `size`, the shorter side is resized to it (bicubic) and the centre size x size is cut out.
     Raises PictureError for anything unreadable, damaged or larger than MAX_PIXELS.
@@ -34,7 +36,8 @@ def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, 
         with Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise PictureError(
-                    f"{picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels; make it smaller first"
+                    f"{picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels; "
+                    "make it smaller first"
                 )
             return _convert(picture, size)
     except PictureError:
@@ -46,9 +49,8 @@ def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, 
     except FileNotFoundError as error:
         raise PictureError("no such file (a dangling link?)") from error
     except Image.UnidentifiedImageError as error:
-        reason = (
-            "empty file" if path.stat().st_size == 0 else "not a PNG, JPEG, WebP or BMP picture"
-        )
+        empty = path.stat().st_size == 0
+        reason = "empty file" if empty else "not a PNG, JPEG, WebP or BMP picture"
         raise PictureError(reason) from error
     except MemoryError as error:
         raise PictureError("not enough memory to decode it") from error
@@ -58,9 +60,9 @@ def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, 
 
 
 def _convert(file: ImageFile.ImageFile, size: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    done: list[str] = []
+    conversions: list[str] = []
     if getattr(file, "n_frames", 1) > 1:
-        done.append("animated, first frame taken")
+        conversions.append("animated, first frame taken")
         file.seek(0)
     # Pillow reads 16-bit RGB as 8-bit by itself; only the raw mode of its tiles tells.
     wide = any("16" in str(part) for tile in file.tile for part in _flat(tile[3]))
@@ -68,19 +70,19 @@ def _convert(file: ImageFile.ImageFile, size: int | None) -> tuple[np.ndarray, t
     file.load()
     picture: Image.Image = file
     if wide or picture.mode.startswith("I"):
-        done.append("16-bit reduced to 8-bit")
+        conversions.append("16-bit reduced to 8-bit")
     if picture.mode.startswith("I"):
         levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
         picture = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        done.append(f"{picture.mode} converted to RGB")
+        conversions.append(f"{picture.mode} converted to RGB")
         picture = picture.convert("RGB")
     if picture.mode == "1":
         picture = picture.convert("L")
     if picture.mode in ("P", "PA"):
-        done.append("palette converted to RGB")
+        conversions.append("palette converted to RGB")
     if picture.has_transparency_data:
-        done.append("transparency laid over white")
+        conversions.append("transparency laid over white")
         gray = picture.mode in ("L", "LA", "La")
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -88,13 +90,13 @@ def _convert(file: ImageFile.ImageFile, size: int | None) -> tuple[np.ndarray, t
     if picture.mode not in ("L", "RGB"):
         picture = picture.convert("RGB")
     if orientation not in (0, 1):
-        done.append("turned upright by its EXIF orientation")
+        conversions.append("turned upright by its EXIF orientation")
         picture.getexif()[_ORIENTATION] = orientation
         picture = ImageOps.exif_transpose(picture)
     if size is not None and picture.size != (size, size):
         picture = fit(picture, size)
     pixels = np.asarray(picture)
-    return pixels.reshape(*pixels.shape[:2], -1), tuple(done)
+    return pixels.reshape(*pixels.shape[:2], -1), tuple(conversions)
 
 
 def _flat(part: object) -> tuple:

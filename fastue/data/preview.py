@@ -19,7 +19,8 @@ COLUMNS = ("clean", "noise", "protected", "difference x10")
 def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128) -> Image.Image:
     """A labelled grid, one row a picture. clean and protected are uint8 [R,C,H,W].
 
-    The noise is drawn around grey so that +-budget is white and black; the difference is |protected - clean| x 10.
+    The noise is drawn around grey so that +-budget is white and black; the difference is
+    |protected - clean| x 10.
     """
     difference = protected.int() - clean.int()
     noise = (128 + difference * (127 / max(levels, 1))).clamp(0, 255)
@@ -27,27 +28,26 @@ def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128)
     gap, title = 4, 18
     height, width = clean.shape[2:]
     size = (max(1, cell * width // max(height, width)), max(1, cell * height // max(height, width)))
-    grid = Image.new(
-        "RGB", (4 * (size[0] + gap) + gap, title + len(clean) * (size[1] + gap)), "white"
-    )
+    grid_size = (4 * (size[0] + gap) + gap, title + len(clean) * (size[1] + gap))
+    grid = Image.new("RGB", grid_size, "white")
     draw = ImageDraw.Draw(grid)
     for c, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
         left = gap + c * (size[0] + gap)
         draw.text((left, 3), name, fill="black")
         for r, picture in enumerate(column.to(torch.uint8)):
             array = picture.permute(1, 2, 0).cpu().numpy()
-            image = Image.fromarray(
-                np.ascontiguousarray(array if array.shape[2] == 3 else array[:, :, 0])
-            )
+            array = array if array.shape[2] == 3 else array[:, :, 0]
+            image = Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
             method = Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
-            grid.paste(
-                image.convert("RGB").resize(size, method), (left, title + r * (size[1] + gap))
-            )
+            grid.paste(image.resize(size, method), (left, title + r * (size[1] + gap)))
     return grid
 
 
 def preview_of(directory: Path, originals: ImageDataset, rows: int = 8) -> Path:
-    """Write directory/preview.png: up to `rows` written pictures beside their originals, one of each class first."""
+    """Write directory/preview.png: up to `rows` written pictures beside their originals.
+
+    One of each class comes first.
+    """
     manifest = NoiseStore.open(directory, checksums=False).manifest
     labels = originals.labels.cpu()
     first = [int((labels == k).nonzero()[0]) for k in labels.unique()[:rows]]

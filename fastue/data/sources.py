@@ -23,12 +23,13 @@ def open_dataset(
 
     source    a folder with one sub-folder a class (PNG, JPEG, WebP, BMP), a .npz file with x and y,
               torchvision:NAME:FOLDER[:train|test], or demo:train, demo:test
-    size      resize the shorter side to this and cut out the centre; without it all pictures must have one size
-    labels    a CSV table `file,class` for a folder that is not sorted into classes
+    size      resize the shorter side to this and cut out the centre; without it all pictures must
+    have one size labels    a CSV table `file,class` for a folder that is not sorted into classes
     on_error  "stop" (default) or "skip": what to do with pictures that cannot be read
 
-    What was converted or left out is listed in `.notes`. Raises UsageError for an argument that makes no sense and
-    DataError for pictures or labels that cannot be used; nothing is written in either case.
+    What was converted or left out is listed in `.notes`. Raises UsageError for an argument that
+    makes no sense and DataError for pictures or labels that cannot be used; nothing is written in
+    either case.
     """
     if on_error not in ("stop", "skip"):
         raise UsageError(f'on_error must be "stop" or "skip", not {on_error!r}')
@@ -65,20 +66,20 @@ def open_dataset(
 
 
 def _read_table(path: Path) -> dict[str, str]:
-    """Relative path -> class name from a two-column CSV file; a first line `file,class` is a header."""
+    """Relative path -> class name from a CSV file; a first line `file,class` is a header."""
     table: dict[str, str] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for number, line in enumerate(csv.reader(file), 1):
-                if not line or (
-                    number == 1 and [cell.strip().lower() for cell in line] == ["file", "class"]
-                ):
+                cells = [cell.strip() for cell in line]
+                header = number == 1 and [cell.lower() for cell in cells] == ["file", "class"]
+                if not cells or header:
                     continue
-                if len(line) != 2 or not line[0].strip() or not line[1].strip():
+                if len(cells) != 2 or not all(cells):
                     raise DataError(
                         f"{path}, line {number}: expected `file,class`, found {','.join(line)!r}"
                     )
-                name, label = line[0].strip(), line[1].strip()
+                name, label = cells
                 if name in table:
                     raise DataError(f"{path}, line {number}: a second label for {name}")
                 table[name] = label

@@ -1,7 +1,7 @@
-"""One safetensors file with a JSON header of ours and a checksum over the tensors, written atomically.
+"""One safetensors file with a JSON header of ours and a checksum, written atomically.
 
-The library's own writer is not used: it keeps string metadata in an unordered map, so that the same content can give
-different bytes, and it needs the whole file in memory once more.
+The library's own writer is not used: it keeps string metadata in an unordered map, so that the same
+content can give different bytes, and it needs the whole file in memory once more.
 """
 
 import hashlib
@@ -36,13 +36,12 @@ _BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What the header of a file says: our JSON, and dtype name, shape and byte range of each tensor."""
+    """What a header says: our JSON, and dtype name, shape and byte range of each tensor."""
 
     path: Path
     state: dict[str, Any]
-    entries: dict[
-        str, tuple[str, tuple[int, ...], int, int]
-    ]  # begin and end count from the start of the file
+    # begin and end count from the start of the file
+    entries: dict[str, tuple[str, tuple[int, ...], int, int]]
 
     def map_array(self, name: str, dtype: np.dtype | type) -> np.ndarray:
         """A tensor of the file as a read-only memory map."""
@@ -55,10 +54,11 @@ class TensorFile:
 def write_tensors(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> str:
-    """Write tensors (any layout, any device) and JSON-able `state`; returns the sha256 of the file's bytes.
+    """Write tensors (any layout, any device) and JSON-able `state`; returns the file's sha256.
 
-    Equal values give equal bytes. Which 4-d tensors were channels_last is remembered, so that a resumed computation
-    sees the same memory layout and takes the same kernels. Raises TypeError for state that is not JSON.
+    Equal values give equal bytes. Which 4-d tensors were channels_last is remembered, so that a
+    resumed computation sees the same memory layout and takes the same kernels. Raises TypeError for
+    state that is not JSON.
     """
     flat = {name: tensor.detach().cpu() for name, tensor in sorted(tensors.items())}
     last = [name for name, tensor in flat.items() if _is_channels_last(tensor)]
@@ -99,7 +99,7 @@ def write_tensors(
 
 
 def read_header(path: str | os.PathLike[str]) -> TensorFile:
-    """The header of a file written by write_tensors, its size checked. Raises DataError for anything else."""
+    """The header of a file of write_tensors, its size checked; DataError for anything else."""
     path = Path(path)
     try:
         size = path.stat().st_size

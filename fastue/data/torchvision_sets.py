@@ -1,4 +1,4 @@
-"""torchvision's classification sets by name, from files that are already there; nothing is downloaded."""
+"""torchvision's classification sets by name, from files that are there; downloads nothing."""
 
 import inspect
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastue.data.pictures import fit
 
 
 def open_torchvision(source: str, *, size: int | None = None) -> ImageDataset:
-    """`torchvision:NAME:FOLDER` or `torchvision:NAME:FOLDER:train` (default) or `:test`. Ids are row numbers."""
+    """`torchvision:NAME:FOLDER`, with `:train` (default) or `:test`. Ids are row numbers."""
     parts = source.split(":", 2)
     if len(parts) != 3 or not parts[1] or not parts[2]:
         raise UsageError(
@@ -36,13 +36,13 @@ def open_torchvision(source: str, *, size: int | None = None) -> ImageDataset:
 
 
 def _construct(kind: type, source: str, folder: str, split: str) -> Any:
-    known = inspect.signature(kind).parameters
+    parameters = inspect.signature(kind).parameters
     options: dict[str, Any] = {"root": folder}
-    if "download" in known:
+    if "download" in parameters:
         options["download"] = False
-    if "split" in known:
+    if "split" in parameters:
         options["split"] = split
-    elif "train" in known:
+    elif "train" in parameters:
         options["train"] = split == "train"
     elif split != "train":
         raise UsageError(f"{source}: this data set has no split {split}")
@@ -57,7 +57,7 @@ def _construct(kind: type, source: str, folder: str, split: str) -> Any:
 
 
 def _arrays(data: Any, source: str, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and labels: the arrays that the small sets hold, else every picture decoded in turn."""
+    """Pictures and labels: the arrays that the small sets hold, else picture by picture."""
     pixels = getattr(data, "data", None)
     labels = next((getattr(data, key) for key in ("targets", "labels") if hasattr(data, key)), None)
     if pixels is not None and labels is not None and np.asarray(pixels).dtype == np.uint8:

@@ -1,6 +1,8 @@
-"""Surrogates and victims by name: `resnet18`, `resnet10-w16` (w = channels of the first stage), `timm:resnet26` …
+"""Surrogates and victims by name: `resnet18`, `resnet10-w16`, `timm:resnet26` …
 
-A model takes pictures [B, C, H, W] in [0, 1] pixel units (no input normalisation, as in the EMN code) and gives logits.
+
+The w is the number of channels of the first stage. A model takes pictures [B, C, H, W] in [0, 1]
+pixel units (no input normalisation, as in the EMN code) and gives logits.
 """
 
 import re
@@ -16,28 +18,33 @@ from fastue.models.resnet import resnet10, resnet18, resnet50
 from fastue.models.vgg import VGG11
 
 FAMILIES = {
-    "cnn": CNN, "resnet10": resnet10, "resnet18": resnet18, "resnet50": resnet50, "vgg11": VGG11,
+    "cnn": CNN,
+    "resnet10": resnet10,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vgg11": VGG11,
     "densenet121": DenseNet121,
-}  # fmt: skip
+}
 DEFAULT_WIDTH = {"cnn": 32}
 
 
 def build(name: str, num_classes: int, in_channels: int = 3, *, seed: int = 0) -> nn.Module:
     """A freshly initialised float32 network; the same (name, shape, seed) gives the same weights.
 
-    Raises UsageError for an unknown name, a width that is no positive multiple of 2, or a missing library.
+    Raises UsageError for an unknown name, a width that is no positive multiple of 2, or a missing
+    library.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"{name}/{num_classes}/{in_channels}/{seed}".encode()))
-        library, _, rest = name.partition(":")
-        if rest:
-            return _from_library(library, rest, num_classes, in_channels)
+        library, _, library_name = name.partition(":")
+        if library_name:
+            return _from_library(library, library_name, num_classes, in_channels)
         match = re.fullmatch(r"([a-z]+\d*)(?:-w(\d+))?", name)
         if not match or match[1] not in FAMILIES:
-            known = ", ".join(FAMILIES)
             raise UsageError(
-                f"--arch {name}: unknown network. Use one of {known}, each also with a width such as resnet18-w16, "
-                "or timm:NAME / torchvision:NAME when that library is installed"
+                f"--arch {name}: unknown network. Use one of {', '.join(FAMILIES)}, each also with "
+                "a width such as resnet18-w16, or timm:NAME / torchvision:NAME when that library "
+                "is installed"
             )
         width = int(match[2] or DEFAULT_WIDTH.get(match[1], 64))
         if width < 2 or width % 2:

@@ -8,7 +8,7 @@ from fastue.models.resnet import conv_bn
 
 
 class CNN(nn.Module):
-    """Logits [B, num_classes] of pictures [B, C, H, W]; `width` is the number of channels of the first convolution."""
+    """Logits [B, num_classes] of pictures [B, C, H, W]; `width` channels after the first layer."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, width: int = 32):
         super().__init__()

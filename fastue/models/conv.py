@@ -1,7 +1,8 @@
 """Convolutions of the networks here: the same modules everywhere, fast on CPUs.
 
-In bf16 on a CPU with AMX they are fastue.ops.conv. For weights that stand still BatchNorm, ReLU and the sum of a
-residual block are part of the convolution: of ours (in float32 fastue.ops.conv3x3 where it fits) or of oneDNN's.
+In bf16 on a CPU with AMX they are fastue.ops.conv. For weights that stand still BatchNorm, ReLU and
+the sum of a residual block are part of the convolution: of ours (in float32 fastue.ops.conv3x3
+where it fits) or of oneDNN's.
 """
 
 import torch
@@ -16,33 +17,33 @@ class Conv(nn.Conv2d):
     """nn.Conv2d, up to rounding, and faster under bf16 autocast on a CPU with AMX."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            torch.is_autocast_enabled(x.device.type)
-            and torch.get_autocast_dtype(x.device.type) == torch.bfloat16
-        ):
-            plain = self.bias is None and self.padding_mode == "zeros"
-            own = _kernel(x, torch.bfloat16, self.weight, _settings(self)) if plain else None
-            if own:
-                low = x.to(torch.bfloat16)
-                return _Convolution.apply(low, self.weight, None, None, _settings(self), False, own)
-        return super().forward(x)
+        if not self._is_plain_bf16(x):
+            return super().forward(x)
+        settings = _settings(self)
+        op = _kernel(x, torch.bfloat16, self.weight, settings)
+        if op is None:
+            return super().forward(x)
+        x = x.to(torch.bfloat16)
+        return _Convolution.apply(x, self.weight, None, None, settings, False, op)
+
+    def _is_plain_bf16(self, x: Tensor) -> bool:
+        kind = x.device.type
+        bf16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+        return bf16 and self.bias is None and self.padding_mode == "zeros"
 
 
 class FoldedConv(nn.Module):
-    """relu(conv(x, weight) + bias + residual), or without the ReLU, of x [B, C, H, W], best channels_last.
+    """relu(conv(x, weight) + bias + residual), or without the ReLU.
 
-    A gradient flows to x and residual only. `weight` and `bias` are filled by FrozenCopy; `bias` stays float32.
+    Of x [B, C, H, W], best channels_last. A gradient flows to x and residual only. `weight` and
+    `bias` are filled by FrozenCopy; `bias` stays float32.
     """
 
     def __init__(self, conv: nn.Conv2d, relu: bool):
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
-        bias = (
-            conv.weight.new_zeros(conv.out_channels)
-            if conv.bias is None
-            else conv.bias.detach().clone()
-        )
-        self.bias = nn.Parameter(bias, requires_grad=False)
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.settings = _settings(conv)
         self.relu = relu
 
@@ -50,17 +51,18 @@ class FoldedConv(nn.Module):
         self, x: Tensor, residual: Tensor | None = None, relu: bool | None = None
     ) -> Tensor:
         relu = self.relu if relu is None else relu
-        own = _kernel(x, x.dtype, self.weight, self.settings)
-        if own or _onednn_takes(x, self.settings, residual):
-            return _Convolution.apply(x, self.weight, self.bias, residual, self.settings, relu, own)
-        y = F.conv2d(x, self.weight, self.bias.to(x.dtype), *self.settings)
+        weight, bias, settings = self.weight, self.bias, self.settings
+        op = _kernel(x, x.dtype, weight, settings)
+        if op or _onednn_takes(x, settings, residual):
+            return _Convolution.apply(x, weight, bias, residual, settings, relu, op)
+        y = F.conv2d(x, weight, bias.to(x.dtype), *settings)
         if residual is not None:
             y += residual
         return F.relu(y, inplace=True) if relu else y
 
 
 def add_relu(last: nn.Sequential, x: Tensor, residual: Tensor, relu: nn.ReLU) -> Tensor:
-    """relu(last(x) + residual): how a residual block ends. One pass where `last` is a frozen convolution."""
+    """relu(last(x) + residual), the end of a residual block; one pass if `last` is frozen."""
     if isinstance(last[0], FoldedConv):
         return last[0](x, residual, relu=True)
     y = last(x)
@@ -73,16 +75,11 @@ def _settings(conv: nn.Conv2d) -> tuple:
 
 
 def _kernel(x: Tensor, dtype: torch.dtype, weight: Tensor, settings: tuple) -> str | None:
-    """Which op is the way for x in this dtype: one that has a kernel here for a convolution like this, or none."""
+    """The op that has a kernel here for x in this dtype and a convolution like this, or None."""
     stride, padding, dilation, groups = settings
-    if (
-        groups != 1
-        or dilation != (1, 1)
-        or isinstance(padding, str)
-        or torch.compiler.is_compiling()
-    ):
+    if torch.compiler.is_compiling() or isinstance(padding, str):
         return None
-    if stride[0] != stride[1] or padding[0] != padding[1]:
+    if groups != 1 or dilation != (1, 1) or stride[0] != stride[1] or padding[0] != padding[1]:
         return None
     if ops.has_kernel("conv", x.device, dtype):
         return "conv"
@@ -91,29 +88,26 @@ def _kernel(x: Tensor, dtype: torch.dtype, weight: Tensor, settings: tuple) -> s
 
 
 def _ours(
-    kernel: str, x: Tensor, weight: Tensor, settings: tuple, size: tuple | None = None, **given
+    op: str, x: Tensor, weight: Tensor, settings: tuple, size: tuple | None = None, **operands
 ) -> Tensor:
     """`size` is that of the input, for the way back."""
     (stride, *_), (padding, *_), _, _ = settings
-    if kernel == "conv3x3":
-        return ops.conv3x3(x, weight, transposed=size is not None, **given)
-    return ops.conv(
-        x, weight, stride=stride, padding=padding, transposed=size is not None, size=size, **given
-    )
+    operands["transposed"] = size is not None
+    if op == "conv3x3":
+        return ops.conv3x3(x, weight, **operands)
+    return ops.conv(x, weight, stride=stride, padding=padding, size=size, **operands)
 
 
 def is_plain(part: nn.Module) -> bool:
-    """A convolution and nothing more: libraries have subclasses that do something to the weight first."""
+    """A convolution and nothing more: libraries have subclasses that change the weight first."""
     return type(part) in (nn.Conv2d, Conv) and part.padding_mode == "zeros"
 
 
 def _onednn_takes(x: Tensor, settings: tuple, residual: Tensor | None) -> bool:
-    if (
-        x.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or not torch.backends.mkldnn.is_available()
-    ):
+    if torch.compiler.is_compiling():
         return False  # the compiler fuses by itself
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
     if isinstance(settings[1], str) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return False
     if x.dtype == torch.bfloat16:  # torch 2.13 raises an internal error for some bf16 sums
@@ -128,7 +122,7 @@ def _onednn(x, weight, bias, residual, settings, relu):
         end = "relu" if relu else "none"
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, padding, stride, dilation, groups, end, [], ""
-        )  # fmt: skip
+        )
     end = "relu" if relu else None
     return torch.ops.mkldnn._convolution_pointwise.binary(
         x, residual, weight, bias, padding, stride, dilation, groups, "add", 1.0, end, [], ""
@@ -136,49 +130,51 @@ def _onednn(x, weight, bias, residual, settings, relu):
 
 
 class _Convolution(torch.autograd.Function):
+    """By the op of fastue that `op` names, by oneDNN where it is None."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, settings, relu, own):
-        few = (
-            own == "conv3x3" and x.shape[1] < 16
-        )  # not worth transforming, on the way back they are
-        if own and not few:
+    def forward(ctx, x, weight, bias, residual, settings, relu, op):
+        # Few channels are not worth transforming; on the way back, where they are many, they are.
+        few = op == "conv3x3" and x.shape[1] < 16
+        if op and not few:
             weight = weight.to(x.dtype, memory_format=torch.channels_last)
             bias = bias if bias is None else bias.float()
-            y = _ours(own, x, weight, settings, bias=bias, residual=residual, relu=relu)
+            y = _ours(op, x, weight, settings, bias=bias, residual=residual, relu=relu)
         else:
             y = _onednn(x, weight, bias, residual, settings, relu)
-        kept = x if ctx.needs_input_grad[1] or not own else None
-        ctx.save_for_backward(kept, weight, y if relu else None)
-        ctx.given = settings, own, x.shape[2:]
+        x_needed = ctx.needs_input_grad[1] or not op
+        ctx.save_for_backward(x if x_needed else None, weight, y if relu else None)
+        ctx.constants = settings, op, x.shape[2:]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         x, weight, y = ctx.saved_tensors
-        settings, own, size = ctx.given
-        (stride, *_), (padding, *_), _, groups = settings
-        of_x, of_weight, _, of_residual = ctx.needs_input_grad[:4]
-        if y is not None and (of_weight or of_residual or not own):
+        settings, op, size = ctx.constants
+        (stride, *_), (padding, *_), _, _ = settings
+        needs_x, needs_weight, _, needs_residual = ctx.needs_input_grad[:4]
+        # Our op takes the ReLU's gate itself; who else needs the gradient gets it gated.
+        if y is not None and (needs_weight or needs_residual or not op):
             gradient, y = torch.ops.aten.threshold_backward(gradient, y, 0), None
-        found: list = [None] * 7
-        if of_x and own:
-            found[0] = _ours(own, gradient, weight, settings, size, gate=y)
-        elif of_x:
-            found[0] = torch.ops.aten.convolution_backward(
-                gradient,
-                x,
-                weight,
-                None,
-                *settings[:3],
-                False,
-                (0, 0),
-                groups,
-                (True, False, False),
-            )[0]
-        if of_weight:
-            found[1] = ops.conv_weights(
-                x, gradient, torch.empty_like(weight, dtype=torch.float32), stride, padding
-            )
-        found[3] = gradient if of_residual else None
-        return tuple(found)
+        of_x = of_weight = None
+        if needs_x and op:
+            of_x = _ours(op, gradient, weight, settings, size, gate=y)
+        elif needs_x:
+            of_x = _input_gradient(gradient, x, weight, settings)
+        if needs_weight:
+            of_weight = torch.empty_like(weight, dtype=torch.float32)
+            of_weight = ops.conv_weights(x, gradient, of_weight, stride, padding)
+        of_residual = gradient if needs_residual else None
+        return of_x, of_weight, None, of_residual, None, None, None
+
+
+def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, settings: tuple) -> Tensor:
+    """By torch's own convolution."""
+    stride, padding, dilation, groups = settings
+    transposed, output_padding, needed = False, (0, 0), (True, False, False)
+    gradients = torch.ops.aten.convolution_backward(
+        *(gradient, x, weight, None, stride, padding, dilation),
+        *(transposed, output_padding, groups, needed),
+    )
+    return gradients[0]

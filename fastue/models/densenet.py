@@ -1,4 +1,7 @@
-"""DenseNet-121 with a CIFAR stem (Huang et al. 2017): growth 32 at full width, transitions halve channels and size."""
+"""DenseNet-121 with a CIFAR stem (Huang et al. 2017).
+
+Growth 32 at full width; transitions halve channels and size.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +11,10 @@ from torch.nn import functional as F
 class DenseLayer(nn.Module):
     def __init__(self, cin: int, growth: int):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(cin), nn.Conv2d(cin, 4 * growth, 1, bias=False)
-        self.bn2, self.conv2 = (
-            nn.BatchNorm2d(4 * growth),
-            nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
-        )
+        self.bn1 = nn.BatchNorm2d(cin)
+        self.conv1 = nn.Conv2d(cin, 4 * growth, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(F.relu(self.bn1(x)))
@@ -30,9 +32,11 @@ class DenseNet121(nn.Module):
         for stage, depth in enumerate((6, 12, 24, 16)):
             if stage:
                 stages += [
-                    nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels // 2, 1, bias=False),
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(),
+                    nn.Conv2d(channels, channels // 2, 1, bias=False),
                     nn.AvgPool2d(2, ceil_mode=True),
-                ]  # fmt: skip
+                ]
                 channels //= 2
             for _ in range(depth):
                 stages.append(DenseLayer(channels, growth))

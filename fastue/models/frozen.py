@@ -1,7 +1,8 @@
-"""A surrogate that stands still: what the noise step differentiates through, as cheap as it can be made exactly.
+"""A surrogate that stands still: what the noise step differentiates through, cheap and exact.
 
-In eval mode BatchNorm is an affine map, so it is folded into the convolution before it; parameters need no gradient;
-in bf16 the weights are cast once instead of at every call. `refresh` takes over the weights of the live network.
+In eval mode BatchNorm is an affine map, so it is folded into the convolution before it; parameters
+need no gradient; in bf16 the weights are cast once instead of at every call. `refresh` takes over
+the weights of the live network.
 """
 
 import copy
@@ -14,12 +15,13 @@ from fastue.models.conv import FoldedConv, is_plain
 
 
 class FrozenCopy:
-    """`module` gives the logits of `model.eval()`, up to rounding: in float32 for precision="float32", else in bf16.
+    """`module` gives the logits of `model.eval()`, up to rounding.
 
-    A BatchNorm2d right behind a Conv2d in an nn.Sequential is folded, with a ReLU behind both; any other
-    (pre-activation networks such as DenseNet, library models) stays as it is. Convolutions run as fastue.ops.conv where
-    that has a kernel. compile=True passes the module through torch.compile, on a GPU with CUDA graphs
-    ("reduce-overhead"). `dtype` is the dtype of the module and of the input it takes.
+    In float32 for precision="float32", else in bf16: `dtype` is the dtype of the module and of the
+    input it takes. A BatchNorm2d right behind a Conv2d in an nn.Sequential is folded, with a ReLU
+    behind both; any other (pre-activation networks such as DenseNet, library models) stays as it
+    is. Convolutions run as fastue.ops.conv where that has a kernel. compile=True passes the module
+    through torch.compile, on a GPU with CUDA graphs ("reduce-overhead").
     """
 
     def __init__(self, model: nn.Module, precision: str, *, compile: bool = False):
@@ -47,7 +49,7 @@ class FrozenCopy:
 
     @torch.no_grad()
     def refresh(self) -> "FrozenCopy":
-        """Copy the weights and statistics that the live network has now, in place; folding is done in float32."""
+        """Copy the present weights and statistics of the live network, folded in float32."""
         target = self._module.state_dict()
         source = self.model.state_dict()
         for name in self._folded:

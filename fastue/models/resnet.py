@@ -1,4 +1,7 @@
-"""ResNet with a CIFAR stem (He et al. 2016): a 3x3 convolution, no max-pooling, so 32x32 pictures keep their detail."""
+"""ResNet with a CIFAR stem (He et al. 2016): a 3x3 convolution and no max-pooling.
+
+So 32x32 pictures keep their detail.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +53,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Logits [B, num_classes] of pictures [B, C, H, W]; `width` is the number of channels of the first stage."""
+    """Logits [B, num_classes] of pictures [B, C, H, W]; `width` channels in the first stage."""
 
     def __init__(
         self,

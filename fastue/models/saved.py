@@ -1,4 +1,4 @@
-"""A network in a file: weights and buffers as safetensors, with what is needed to build it again."""
+"""A network in a file: weights and buffers as safetensors, and how to build it again."""
 
 from pathlib import Path
 
@@ -25,15 +25,16 @@ def save(
 
 
 def load(path: Path, *, arch: str | None = None, classes: int | None = None, channels: int = 3):
-    """(network in eval mode on the CPU, what is known about it: arch, classes, channels, notes).
+    """(network in eval mode on the CPU, what it is: arch, classes, channels, notes).
 
-    A `.safetensors` of ours says itself what it is; for a plain state_dict saved by torch (read with
-    weights_only=True) pass arch and the number of classes. Raises DataError for damaged or unfitting files.
+    A `.safetensors` of ours says itself what it is; for a plain state_dict saved by torch (read
+    with weights_only=True) pass arch and the number of classes. Raises DataError for damaged or
+    unfitting files.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        tensors, known = read_tensors(path)
-        if known.get("kind") != "surrogate":
+        tensors, about = read_tensors(path)
+        if about.get("kind") != "surrogate":
             raise DataError(f"{path}: holds no network written by fastue")
     else:
         if arch is None or classes is None:
@@ -48,19 +49,19 @@ def load(path: Path, *, arch: str | None = None, classes: int | None = None, cha
             raise DataError(
                 f"{path}: not a state_dict that torch.load(weights_only=True) reads ({error})"
             ) from error
-        known = {
+        about = {
             "arch": arch,
             "classes": [str(k) for k in range(classes)],
             "channels": channels,
             "notes": {},
         }
-    model = models.build(known["arch"], len(known["classes"]), known["channels"])
+    model = models.build(about["arch"], len(about["classes"]), about["channels"])
     try:
-        model.load_state_dict(
-            {name.removeprefix("module."): value for name, value in tensors.items()}
-        )
+        # DistributedDataParallel puts "module." before each name.
+        state = {name.removeprefix("module."): value for name, value in tensors.items()}
+        model.load_state_dict(state)
     except (RuntimeError, AttributeError) as error:
         raise DataError(
-            f"{path}: does not fit {known['arch']}: {str(error).splitlines()[0]}"
+            f"{path}: does not fit {about['arch']}: {str(error).splitlines()[0]}"
         ) from error
-    return model.eval(), known
+    return model.eval(), about

@@ -1,4 +1,7 @@
-"""One optimiser step and one evaluation pass, shared by surrogates and victims, in float32 or under bf16 autocast."""
+"""One optimiser step and one evaluation pass, shared by surrogates and victims.
+
+In float32, or under bf16 autocast.
+"""
 
 from collections.abc import Iterable
 
@@ -12,7 +15,10 @@ PRECISIONS = ("auto", "float32", "bf16")
 
 
 def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str:
-    """`float32` or `bf16`; `auto` takes bf16 where the device has matrix units for it (CUDA sm_80+, CPU with AMX)."""
+    """`float32` or `bf16`; `auto` takes bf16 where the device has matrix units for it.
+
+    That is CUDA from sm_80 on, and a CPU with AMX.
+    """
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: use one of {', '.join(PRECISIONS)}")
     if precision != "auto":
@@ -28,7 +34,10 @@ def resolve_precision(precision: str, device: torch.device | str = "cpu") -> str
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU. Raises UsageError for a device torch cannot use here."""
+    """`auto` is the GPU where there is one, else the CPU.
+
+    Raises UsageError for a device torch cannot use here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -66,7 +75,10 @@ def train_step(
     precision: str,
     clip: float,
 ) -> Tensor:
-    """One cross-entropy step on model input x [B,C,H,W], gradients clipped at norm `clip`. Returns the loss, 0-d."""
+    """One cross-entropy step on model input x [B,C,H,W], gradients clipped at norm `clip`.
+
+    Returns the loss, 0-d.
+    """
     with autocast(x.device, precision):
         loss = F.cross_entropy(model(x), y)
     optimizer.zero_grad(set_to_none=True)
@@ -80,7 +92,10 @@ def train_step(
 def accuracy(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, precision: str
 ) -> float:
-    """Percent of pictures classified right in eval mode, over uint8 batches (x, y, index); one read-back in all."""
+    """Percent of pictures classified right in eval mode, over uint8 batches (x, y, index).
+
+    One read-back from the device in all.
+    """
     model.eval()
     correct: Tensor | int = 0
     count = 0

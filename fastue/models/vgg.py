@@ -1,4 +1,7 @@
-"""VGG-11 with BatchNorm and a single linear head, the CIFAR form (Simonyan & Zisserman 2015, configuration A)."""
+"""VGG-11 with BatchNorm and a single linear head, the CIFAR form.
+
+Simonyan & Zisserman 2015, configuration A.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ from fastue.models.resnet import conv_bn
 
 
 class VGG11(nn.Module):
-    """Logits [B, num_classes] of pictures [B, C, H, W]; `width` is the number of channels of the first convolution."""
+    """Logits [B, num_classes] of pictures [B, C, H, W]; `width` channels after the first layer."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, width: int = 64):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Certificates from counts: the published indices, exact arithmetic, and what must not change them."""
+"""Certificates from counts: published indices, exact arithmetic, and what must change nothing."""
 
 import math
 import subprocess
@@ -26,9 +26,9 @@ from fastue.certificates.bounds import (
 )
 from fastue.core.errors import UsageError
 
-ETAS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4,
-        1.5, 1.6, 1.7, 1.8, 1.9, 2.0)  # fmt: skip
-# What the public code selects for N = 1000, alpha = 0.01, sigma = 0.25 at the first of these; then it abstains.
+ETAS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, *(tenth / 10 for tenth in range(3, 21)))
+# What the public code selects for N = 1000, alpha = 0.01, sigma = 0.25 at the first of these; then
+# it abstains.
 GOLDEN = {
     0.5: (539, 546, 554, 616, 691, 759, 819, 869, 909, 962, 988, 999),
     0.7: (736, 741, 748, 797, 851, 895, 929, 955, 973, 993, 1000),
@@ -42,25 +42,21 @@ GRID = {"q": (0.5, 0.7, 0.9), "eta": (0.01, 0.05, 0.1, 0.2), "sigma": 0.25}
 
 @pytest.mark.parametrize("q", GOLDEN)
 def test_published_indices(q):
-    found = [order_index(1000, shifted_level(q, eta, 0.25), 0.01) for eta in ETAS]
-    assert found == [*GOLDEN[q], *[None] * (len(ETAS) - len(GOLDEN[q]))]
+    indices = [order_index(1000, shifted_level(q, eta, 0.25), 0.01) for eta in ETAS]
+    assert indices == [*GOLDEN[q], *[None] * (len(ETAS) - len(GOLDEN[q]))]
 
 
 def test_published_indices_with_the_error_shared_by_26():
-    assert [order_index(1000, shifted_level(0.9, eta, 0.25), 0.01 / 26) for eta in (0.001, 0.05, 0.1, 0.2, 0.25)] == [
-        932, 957, 975, 995, 999,
-    ]  # fmt: skip
-    assert order_index(1000, shifted_level(0.9, 0.3, 0.25), 0.01 / 26) is None
+    published = {0.001: 932, 0.05: 957, 0.1: 975, 0.2: 995, 0.25: 999, 0.3: None}
+    for eta, index in published.items():
+        assert order_index(1000, shifted_level(0.9, eta, 0.25), 0.01 / 26) == index
 
 
 def test_index_is_sound_and_minimal_in_exact_arithmetic():
     random = np.random.default_rng(1)
     for _ in range(150):
-        n, level, alpha = (
-            int(random.integers(1, 60)),
-            random.uniform(0.02, 0.999),
-            10 ** random.uniform(-18, -0.3),
-        )
+        n = int(random.integers(1, 60))
+        level, alpha = random.uniform(0.02, 0.999), 10 ** random.uniform(-18, -0.3)
         p, tail, index = Fraction(level), Fraction(0), n + 1
         while index > 1:  # tail = P[Bin(n, level) >= index]
             more = tail + math.comb(n, index - 1) * p ** (index - 1) * (1 - p) ** (n - index + 1)
@@ -89,73 +85,61 @@ def test_index_grows_with_level_and_confidence():
 def test_abstains_exactly_beyond_the_closed_form():
     edge = 0.01 ** (1 / 1000)
     assert edge == pytest.approx(0.995405, abs=1e-6)
-    assert (
-        order_index(1000, edge - 1e-9, 0.01) == 1000
-        and order_index(1000, edge + 1e-9, 0.01) is None
-    )
+    assert order_index(1000, edge - 1e-9, 0.01) == 1000
+    assert order_index(1000, edge + 1e-9, 0.01) is None
     assert order_index(1000, 1.0, 0.01) is None and order_index(10**9, 1.2, 0.01) is None
     assert order_index(10, 0.5, 1e-30) is None  # 1 - alpha is 1 in floating point
 
 
 def test_shifted_level_is_the_theorem():
     assert shifted_level(0.5, 0.25, 0.25) == pytest.approx(norm.cdf(1))
-    assert (
-        shifted_level(0.9, 0, 0.1) == pytest.approx(0.9)
-        and shifted_level(0.9, 0, 0.1, budget=0.2) > 1
-    )
+    assert shifted_level(0.9, 0, 0.1) == pytest.approx(0.9)
+    assert shifted_level(0.9, 0, 0.1, budget=0.2) > 1
     grid = shifted_level(np.array([[0.5], [0.9]]), np.array([0, 0.1, 0.2]), 0.25, 0.01)
-    assert grid.shape == (2, 3) and grid[1, 2] == pytest.approx(
-        norm.cdf(norm.ppf(0.9) + 0.8) + 0.01
-    )
+    assert grid.shape == (2, 3)
+    assert grid[1, 2] == pytest.approx(norm.cdf(norm.ppf(0.9) + 0.8) + 0.01)
 
 
 @pytest.mark.parametrize(
-    "q, eta, true, certified", [(0.9, 0.2, 119.26, 131.61), (0.5, 0.5, 103.31, 130.23)]
-)  # fmt: skip
-def test_radial_function_is_bounded(q, eta, true, certified):
+    "q, eta, true, bound", [(0.9, 0.2, 119.26, 131.61), (0.5, 0.5, 103.31, 130.23)]
+)
+def test_radial_function_is_bounded(q, eta, true, bound):
     """A grows with |theta - theta^|^2, d = 100: not the worst case, so the bound is strict."""
     assert ncx2.ppf(q, 100, (eta / 0.25) ** 2) == pytest.approx(true, abs=0.005)
-    assert chi2.ppf(shifted_level(q, eta, 0.25), 100) == pytest.approx(certified, abs=0.005)
+    assert chi2.ppf(shifted_level(q, eta, 0.25), 100) == pytest.approx(bound, abs=0.005)
     for q, s in np.random.default_rng(2).uniform((0.05, 0.01), (0.99, 3), (50, 2)):
         assert ncx2.ppf(q, 7, s**2) <= chi2.ppf(shifted_level(q, s, 1.0), 7)
 
 
 def test_tail_budget_counts_pairs():
     assert tail_budget(11_173_962) == 5_586_981 / 2**40
-    assert (
-        tail_budget(3, radius_bits=10) == 2 / 1024
-        and tail_budget(0) == 0
-        and tail_budget(10**6, 4) == 1
-    )
+    assert tail_budget(3, radius_bits=10) == 2 / 1024
+    assert tail_budget(0) == 0 and tail_budget(10**6, 4) == 1
     cut = math.sqrt(-2 * math.log(2.0**-10))  # of a radius sqrt(-2 log u) with u at least 2^-10
     assert chi2.sf(cut**2, 2) == pytest.approx(tail_budget(2, radius_bits=10))
 
 
 def test_certificate_is_the_order_statistic():
-    found = certify(COUNTS, 1000, **GRID, simultaneous=False)
-    assert [(c.q, c.eta) for c in found] == [(q, eta) for q in GRID["q"] for eta in GRID["eta"]]
-    for c in found:
+    certificates = certify(COUNTS, 1000, **GRID, simultaneous=False)
+    grid = [(q, eta) for q in GRID["q"] for eta in GRID["eta"]]
+    assert [(c.q, c.eta) for c in certificates] == grid
+    for c in certificates:
         assert c.k == order_index(500, c.level, 0.01) and c.level == shifted_level(c.q, c.eta, 0.25)
-        assert (
-            not c.abstains
-            and c.correct == sorted(COUNTS)[c.k - 1]
-            and c.accuracy == c.correct / 1000
-        )
+        assert not c.abstains
+        assert c.correct == sorted(COUNTS)[c.k - 1] and c.accuracy == c.correct / 1000
         assert (c.n, c.total, c.missing, c.alpha_local) == (500, 1000, 0, 0.01)
     (abstains,) = certify(COUNTS, 1000, q=0.9, eta=0.4, sigma=0.25)
     assert abstains.abstains and abstains.k is abstains.correct is abstains.accuracy is None
     (budgeted,) = certify(COUNTS, 1000, q=0.7, eta=0.1, sigma=0.25, budget=0.01)
-    assert budgeted.k == order_index(500, shifted_level(0.7, 0.1, 0.25) + 0.01, 0.01) > found[6].k
+    index = order_index(500, shifted_level(0.7, 0.1, 0.25) + 0.01, 0.01)
+    assert budgeted.k == index > certificates[grid.index((0.7, 0.1))].k
 
 
 def test_order_and_type_of_the_counts_do_not_matter():
     expected = certify(COUNTS, 1000, **GRID)
     assert certify(np.random.default_rng(3).permutation(COUNTS), 1000, **GRID) == expected
-    assert (
-        certify(COUNTS.tolist(), 1000, **GRID)
-        == certify(COUNTS.astype(float), 1000, **GRID)
-        == expected
-    )
+    assert certify(COUNTS.tolist(), 1000, **GRID) == expected
+    assert certify(COUNTS.astype(float), 1000, **GRID) == expected
     accuracies = np.sort(COUNTS / 1000)
     assert [c.accuracy for c in expected] == [accuracies[c.k - 1] for c in expected]
 
@@ -169,25 +153,26 @@ def test_larger_counts_never_give_a_smaller_certificate():
 
 
 def test_a_missing_draw_counts_as_all_correct():
-    for kept in (499, 400, 0):
-        found = certify(COUNTS[:kept], 1000, **GRID, n=500)
-        filled = certify([*COUNTS[:kept], *[1000] * (500 - kept)], 1000, **GRID)
-        assert [c.correct for c in found] == [c.correct for c in filled]
-        assert {c.missing for c in found} == {500 - kept} and {c.n for c in found} == {500}
-        whole = certify(COUNTS, 1000, **GRID)
-        assert all(a.correct >= b.correct for a, b in zip(found, whole, strict=True))
-    assert found[0].accuracy == 1.0
+    whole = certify(COUNTS, 1000, **GRID)
+    for missing in (1, 100, 500):
+        counts = COUNTS[: 500 - missing]
+        short = certify(counts, 1000, **GRID, n=500)
+        filled = certify([*counts, *[1000] * missing], 1000, **GRID)
+        assert [c.correct for c in short] == [c.correct for c in filled]
+        assert {c.missing for c in short} == {missing} and {c.n for c in short} == {500}
+        assert all(a.correct >= b.correct for a, b in zip(short, whole, strict=True))
+    assert short[0].accuracy == 1.0
 
 
 def test_certificate_grows_with_q_eta_and_confidence():
     for simultaneous in (False, True):
-        loose, tight = ([c.correct for c in certify(COUNTS, 1000, **GRID, alpha=a, simultaneous=simultaneous)]
-                        for a in (0.1, 0.001))  # fmt: skip
-        table = np.array([loose, tight]).reshape(2, 3, 4)
-        assert all(
-            (np.diff(table, axis=axis) >= 0).all() and np.diff(table, axis=axis).any()
-            for axis in range(3)
-        )
+        table = []
+        for alpha in (0.1, 0.001):
+            certificates = certify(COUNTS, 1000, **GRID, alpha=alpha, simultaneous=simultaneous)
+            table.append([c.correct for c in certificates])
+        for axis in range(3):
+            growth = np.diff(np.array(table).reshape(2, 3, 4), axis=axis)
+            assert (growth >= 0).all() and growth.any()
 
 
 def test_together_is_at_least_pointwise_and_at_most_bonferroni():
@@ -199,13 +184,11 @@ def test_together_is_at_least_pointwise_and_at_most_bonferroni():
     for c, pointwise in zip(together, alone, strict=True):
         assert c.abstains or c.k >= pointwise.k
         assert not pointwise.abstains or c.abstains
-    assert certify(COUNTS, 1000, q=0.9, eta=0.1, sigma=0.25) == certify(
-        COUNTS, 1000, q=0.9, eta=0.1, sigma=0.25, simultaneous=False
-    )
+    one = {"q": 0.9, "eta": 0.1, "sigma": 0.25}
+    assert certify(COUNTS, 1000, **one) == certify(COUNTS, 1000, **one, simultaneous=False)
+    # One level twice, and levels that claim nothing, are free.
     repeated = certify(COUNTS, 1000, q=(0.9, 0.9), eta=(0.1, 2.0, 0.1), sigma=0.25)
-    assert {c.alpha_local for c in repeated} == {
-        0.01
-    }  # one level twice, and levels that claim nothing, are free
+    assert {c.alpha_local for c in repeated} == {0.01}
 
 
 def test_joint_probability_is_that_of_the_binomial_chain():
@@ -221,9 +204,8 @@ def test_joint_probability_is_that_of_the_binomial_chain():
     assert 0.05 < 1 - state.sum() < 0.95
     assert joint_miss(n, levels, indices) == pytest.approx(1 - state.sum(), abs=1e-12)
     assert joint_miss(n, (0.7,), (33,)) == pytest.approx(binom.sf(32, n, 0.7), abs=1e-12)
-    assert (
-        abs(joint_miss(20_000, (0.3, 0.9), (20_001, 20_001))) < 1e-9
-    )  # no cut, nothing missed: the rounding alone
+    # No cut, nothing missed: the rounding alone.
+    assert abs(joint_miss(20_000, (0.3, 0.9), (20_001, 20_001))) < 1e-9
 
 
 def test_joint_level_is_valid_and_close_to_the_largest(monkeypatch):
@@ -243,9 +225,8 @@ def test_joint_level_is_valid_and_close_to_the_largest(monkeypatch):
 def test_generalisation_gives_up_exactly_rho():
     t, rho, level = bounds.generalisation(0.9, 0.1, 0.25, 9728, 0.01)
     assert math.exp(-2 * 9728 * t**2) / 0.01 == pytest.approx(rho)
-    assert level == pytest.approx(shifted_level(0.9, 0.1, 0.25) + rho) and rho == pytest.approx(
-        0.1 * (1 - level + rho)
-    )
+    assert level == pytest.approx(shifted_level(0.9, 0.1, 0.25) + rho)
+    assert rho == pytest.approx(0.1 * (1 - level + rho))
     assert 0.0154 < t < 0.03  # Hoeffding for one theta alone is 0.0154
     # Never above what two shifts (of the exception, then of q plus it) would need.
     twice = shifted_level(0.9 + shifted_level(rho, 0.1, 0.25), 0.1, 0.25)
@@ -267,7 +248,7 @@ def test_e_value_is_the_mixture(s, f):
     "s, f, slack", [(999_000, 1000, 1e-6), (900_000, 100_000, 1e-6), (500_000, 500_000, 0.3)]
 )
 def test_e_value_of_a_million_draws(s, f, slack):
-    """Against the series e = level/(f+1) sum_j (s+f+2)...(s+f+1+j) / ((f+2)...(f+1+j)) (1-level)^j."""
+    """Against e = level/(f+1) sum_j (s+f+2)...(s+f+1+j) / ((f+2)...(f+1+j)) (1-level)^j."""
     j = np.arange(1_000_000)
     terms = np.cumsum(np.log((s + f + 2 + j) / (f + 2 + j) * 0.1))
     exact = math.log(0.9 / (f + 1)) + logsumexp(np.append(0.0, terms))
@@ -290,22 +271,17 @@ def test_needed_draws_of_the_specification():
     assert [needed_draws(0.9, eta, 0.25, 0.01) for eta in (0, 0.1, 0.2, 0.3)] == [44, 98, 245, 702]
     for q, eta, expected in [(0.9, 0.5, 8.9e3), (0.9, 1, 7.2e7), (0.9, 2, 5.5e20), (0.5, 1, 1.5e5)]:
         assert needed_draws(q, eta, 0.25, 0.01) == pytest.approx(expected, rel=0.035)
-    assert (
-        math.isfinite(needed_draws(0.9, 8, 1, 1e-6)) and needed_draws(0.9, 100, 1, 0.01) == math.inf
-    )
-    assert (
-        needed_draws(0.9, 1, 0.25, 0.01, budget=1e-6) == math.inf
-        and needed_draws(1e-20, 0, 1, 0.5) == 1
-    )
+    assert math.isfinite(needed_draws(0.9, 8, 1, 1e-6))
+    assert needed_draws(0.9, 100, 1, 0.01) == math.inf
+    assert needed_draws(0.9, 1, 0.25, 0.01, budget=1e-6) == math.inf
+    assert needed_draws(1e-20, 0, 1, 0.5) == 1
 
 
 def test_largest_eta_of_the_specification():
-    found = [largest_eta(n, 0.9, 1.0, 0.01) for n in (100, 1000, 10**4, 10**5, 10**6)]
-    assert found == pytest.approx([0.414, 1.323, 2.032, 2.629, 3.153], abs=6e-4)
-    assert (
-        largest_eta(20, 0.9, 1, 0.01) == -math.inf
-        and largest_eta(10**6, 0.9, 1, 0.01, budget=0.2) == -math.inf
-    )
+    etas = [largest_eta(n, 0.9, 1.0, 0.01) for n in (100, 1000, 10**4, 10**5, 10**6)]
+    assert etas == pytest.approx([0.414, 1.323, 2.032, 2.629, 3.153], abs=6e-4)
+    assert largest_eta(20, 0.9, 1, 0.01) == -math.inf
+    assert largest_eta(10**6, 0.9, 1, 0.01, budget=0.2) == -math.inf
 
 
 @pytest.mark.parametrize("budget", [0, 1e-3])
@@ -317,13 +293,10 @@ def test_planners_agree_with_the_index(budget):
         (0.99, 0.05, 0.1),
         (0.02, 0, 0.5),
     ]:
-        n, level = (
-            int(needed_draws(q, eta, 0.25, alpha, budget)),
-            shifted_level(q, eta, 0.25, budget),
-        )
-        assert order_index(n, level, alpha) == n and (
-            n == 1 or order_index(n - 1, level, alpha) is None
-        )
+        n = int(needed_draws(q, eta, 0.25, alpha, budget))
+        level = shifted_level(q, eta, 0.25, budget)
+        assert order_index(n, level, alpha) == n
+        assert n == 1 or order_index(n - 1, level, alpha) is None
         edge = largest_eta(n, q, 0.25, alpha, budget)
         assert edge >= eta
         assert order_index(n, shifted_level(q, edge + 1e-7, 0.25, budget), alpha) is None
@@ -369,7 +342,5 @@ def test_wrong_arguments_are_named(name, call):
 
 def test_the_package_does_not_load_scipy():
     code = "import sys, fastue.certificates; print('scipy' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
-        == "False"
-    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.strip() == "False"

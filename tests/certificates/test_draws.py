@@ -19,10 +19,10 @@ def test_any_kill_leaves_a_log_that_goes_on(tmp_path):
     whole = (tmp_path / "draws-r0.log").read_bytes()
     for cut in range(len(whole)):
         (tmp_path / "draws-r0.log").write_bytes(whole[:cut])
-        left, _ = read(tmp_path, HEADER)
-        assert left.items() <= rows.items()
-        assert len(left) == max(0, whole[:cut].count(b"\n") - 1)
-        write(tmp_path, "r0", {i: c for i, c in rows.items() if i not in left})
+        whole_rows, _ = read(tmp_path, HEADER)
+        assert whole_rows.items() <= rows.items()
+        assert len(whole_rows) == max(0, whole[:cut].count(b"\n") - 1)
+        write(tmp_path, "r0", {i: c for i, c in rows.items() if i not in whole_rows})
         assert (tmp_path / "draws-r0.log").read_bytes() == whole
 
 

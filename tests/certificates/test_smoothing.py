@@ -1,6 +1,7 @@
-"""The engine: the counts it makes are those of the published loop, and a function of (seed, draw) and the weights."""
+"""The counts are those of the published loop, and a function of (seed, draw) and the weights."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 
 from bench import certify as bench
 from fastue.certificates import bounds
-from fastue.certificates.smoothing import BN_POLICIES, Sampler, Smoothing, layer_norms
+from fastue.certificates.claim import BN_POLICIES, Smoothing
+from fastue.certificates.smoothing import Sampler, layer_norms
 from fastue.core.errors import UsageError
 from fastue.core.opspec import use_backend
 from fastue.models.flat import FlatParameters
@@ -23,33 +25,29 @@ SIGMA = 0.03
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    """(network above chance, test pictures): 4 classes of 12x12 pictures, hard enough to be missed by some."""
-    data = tiny(60, 1, contrast=18), tiny(50, 2, contrast=18)
-    model, curves = fit(
-        data[0], data[1], VictimConfig(arch="cnn-w8", epochs=8, batch=32, augment=False), seed=0
-    )
+    """(network above chance, test pictures): 12x12 in 4 classes, some of them hard to tell."""
+    train, test = tiny(60, 1, contrast=18), tiny(50, 2, contrast=18)
+    config = VictimConfig(arch="cnn-w8", epochs=8, batch=32, augment=False)
+    model, curves = fit(train, test, config, seed=0)
     assert curves["accuracy"][-1] > 60
-    return model.eval(), data[1]
+    return model.eval(), test
 
 
 def test_same_counts_as_the_published_loop(trained):
-    """float32, same noise: argmax for argmax the same, though BatchNorm is folded and the layout another."""
+    """float32, same noise: the same argmax, though BatchNorm is folded and the layout another."""
     model, data = trained
     loader = torch.utils.data.DataLoader(bench.Decoded(data), batch_size=50)
 
     def noise(draw):
         return bench.given_noise(model, 7, draw)
 
-    wanted = bench.published(copy.deepcopy(model), loader, SIGMA, 12, noise)
+    published = bench.published(copy.deepcopy(model), loader, SIGMA, 12, noise)
     sampler = Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50))
-    assert sampler.counts(range(12)).tolist() == wanted
-    assert len(set(wanted)) > 3  # else the comparison would prove little
-    half = (
-        Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50, arithmetic="bf16-folded"))
-        .counts(range(12))
-        .tolist()
-    )
-    assert max(abs(a - b) for a, b in zip(half, wanted, strict=True)) <= 0.05 * len(data)
+    assert sampler.counts(range(12)).tolist() == published
+    assert len(set(published)) > 3  # else the comparison would prove little
+    smoothing = Smoothing(SIGMA, seed=7, batch=50, arithmetic="bf16-folded")
+    bf16 = Sampler(model, data, smoothing).counts(range(12)).tolist()
+    assert max(abs(a - b) for a, b in zip(bf16, published, strict=True)) <= 0.05 * len(data)
 
 
 def test_a_draw_is_a_function_of_its_number(trained):
@@ -59,18 +57,14 @@ def test_a_draw_is_a_function_of_its_number(trained):
     again = Sampler(model, data, Smoothing(SIGMA))
     assert [again.counts([i]).tolist()[0] for i in (2, 9, 0, 5)] == together[::-1]
     assert sampler.counts([5]).tolist() == together[:1]  # no drift: the noise is never subtracted
-    assert (
-        Sampler(model, data, Smoothing(SIGMA, seed=1)).counts(range(8)).tolist()
-        != sampler.counts(range(8)).tolist()
-    )
+    other = Sampler(model, data, Smoothing(SIGMA, seed=1))
+    assert other.counts(range(8)).tolist() != sampler.counts(range(8)).tolist()
 
 
 def digests_on(model, data, backend: str) -> list[str]:
     with use_backend(backend):
-        return [
-            Sampler(model, data, Smoothing(SIGMA, arithmetic=a)).digest
-            for a in ("fp32", "bf16-folded")
-        ]
+        settings = [Smoothing(SIGMA, arithmetic=a) for a in ("fp32", "bf16-folded")]
+        return [Sampler(model, data, smoothing).digest for smoothing in settings]
 
 
 def test_digest_covers_what_counts_depend_on(trained):
@@ -79,25 +73,31 @@ def test_digest_covers_what_counts_depend_on(trained):
     assert base == Sampler(copy.deepcopy(model), data, Smoothing(SIGMA)).digest
     other = copy.deepcopy(model)
     next(other.parameters()).data[0] += 1e-3
-    settings = (
-        dict(sigma=0.02), dict(seed=1), dict(bn="reestimated"), dict(arithmetic="bf16-folded"), dict(batch=7)
-    )  # fmt: skip
-    changed = [Sampler(model, data, Smoothing(**{"sigma": SIGMA, **kind})) for kind in settings]
-    changed += [Sampler(other, data, Smoothing(SIGMA))]
-    changed += [Sampler(model, data.subset(range(len(data) - 1)), Smoothing(SIGMA))]
-    assert len({base, *(s.digest for s in changed)}) == len(changed) + 1
-    # convolutions of two makers round differently
-    cpu, ours, theirs = (
-        torch.device("cpu"),
-        digests_on(model, data, "auto"),
-        digests_on(model, data, "reference"),
-    )
-    assert ours[0] == base and (ours[0] != theirs[0]) == has_kernel("conv3x3", cpu, torch.float32)
+    settings = [
+        Smoothing(0.02),
+        Smoothing(SIGMA, seed=1),
+        Smoothing(SIGMA, bn="reestimated"),
+        Smoothing(SIGMA, arithmetic="bf16-folded"),
+        Smoothing(SIGMA, batch=7),
+    ]
+    samplers = [Sampler(model, data, smoothing) for smoothing in settings]
+    samplers += [Sampler(other, data, Smoothing(SIGMA))]
+    samplers += [Sampler(model, data.subset(range(len(data) - 1)), Smoothing(SIGMA))]
+    assert len({base, *(sampler.digest for sampler in samplers)}) == len(samplers) + 1
+
+
+def test_digest_tells_the_convolutions_of_two_makers_apart(trained):
+    """They round differently."""
+    model, data = trained
+    cpu = torch.device("cpu")
+    ours, theirs = digests_on(model, data, "auto"), digests_on(model, data, "reference")
+    assert ours[0] == Sampler(model, data, Smoothing(SIGMA)).digest
+    assert (ours[0] != theirs[0]) == has_kernel("conv3x3", cpu, torch.float32)
     assert (ours[1] != theirs[1]) == has_kernel("conv", cpu, torch.bfloat16)
 
 
 def test_batchnorm_policies_are_different_classifiers(trained):
-    """Each is a function of the noisy weights; re-estimated statistics keep more accuracy (spec pue.md 1.3.3)."""
+    """Each is a function of the noisy weights; re-estimated statistics keep more accuracy."""
     model, data = trained
     counts = {
         bn: Sampler(model, data, Smoothing(0.1, bn=bn)).counts(range(20)).float()
@@ -111,7 +111,7 @@ def test_batchnorm_policies_are_different_classifiers(trained):
 
 
 def test_perturb_then_fold(trained):
-    """The certificate is about noise on the parameters, BatchNorm's included. Folding first is another network."""
+    """The noise is on the parameters, BatchNorm's included. Folding first is another network."""
     model, data = trained
     x = to_input(data.images)
     noisy = copy.deepcopy(model)
@@ -127,22 +127,22 @@ def test_perturb_then_fold(trained):
 
 
 def test_autocast_would_reuse_the_first_draws_weights(trained):
-    """The trap of spec pue.md 4.2.6, shown; and the engine stays right even inside such a block."""
+    """The trap, and that the engine stays right even inside such a block."""
     model, data = trained
     model, x = copy.deepcopy(model).requires_grad_(True), to_input(data.images[:64])
 
     def logits(cache: bool) -> list[torch.Tensor]:
-        found = []
+        outputs = []
         # torch's own convolutions: fastue.ops.conv casts by itself and is not in the trap
         with use_backend("reference"), torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
             for draw in range(2):
                 noise = list(bench.given_noise(model, 0, draw))
                 for p, z in zip(model.parameters(), noise, strict=True):
                     p.data = p.data + 10 * SIGMA * z
-                found.append(model(x).detach().float())
+                outputs.append(model(x).detach().float())
                 for p, z in zip(model.parameters(), noise, strict=True):
                     p.data = p.data - 10 * SIGMA * z
-        return found
+        return outputs
 
     first, stale = logits(cache=True)
     _, fresh = logits(cache=False)
@@ -155,15 +155,12 @@ def test_autocast_would_reuse_the_first_draws_weights(trained):
 
 
 def test_not_invariant_to_scale(trained):
-    """A layer before a BatchNorm times 10 is the same network and another certificate (spec 1.3.4); norms show it."""
+    """A layer before a BatchNorm times 10: the same network, another certificate; norms show it."""
     model, data = trained
     scaled = copy.deepcopy(model)
     for part in scaled.modules():
-        if (
-            isinstance(part, nn.Sequential)
-            and len(part) > 1
-            and isinstance(part[1], nn.BatchNorm2d)
-        ):
+        pair = isinstance(part, nn.Sequential) and len(part) > 1
+        if pair and isinstance(part[1], nn.BatchNorm2d):
             part[0].weight.data *= 10
             part[1].running_mean *= 10
             part[1].running_var *= 100
@@ -176,23 +173,25 @@ def test_not_invariant_to_scale(trained):
 
 
 def test_smoothed_attack_stays_below_and_the_noiseless_network_need_not(trained):
-    """Spec 6.2. The certificate bounds the q-quantile of noisy copies within the ball: attacked, it still does. It
-    says nothing of the noiseless network, which is above it here: the documented counter-example."""
+    """The certificate bounds the q-quantile of noisy copies within the ball, attacked or not.
+
+    It says nothing of the noiseless network, which is above it here: the documented
+    counter-example.
+    """
     model, data = trained
     sigma, q, eta, n = 0.1, 0.5, 0.03, 100
     smoothing = Smoothing(sigma)
     sampler = Sampler(model, data, smoothing)
-    (found,) = bounds.certify(
-        sampler.counts(range(n)).numpy(), len(data), q=q, eta=eta, sigma=sigma
-    )
+    counts = sampler.counts(range(n)).numpy()
+    (certificate,) = bounds.certify(counts, len(data), q=q, eta=eta, sigma=sigma)
     config = RecoveryConfig(epochs=3, batch=50, augment=False, tries=5)
     for attack in (recover, random_search):
-        moved = attack(model, data, eta, config)  # even with the test pictures themselves
-        flats = FlatParameters(copy.deepcopy(moved)).base, FlatParameters(copy.deepcopy(model)).base
-        assert (flats[0] - flats[1]).norm() <= eta * (1 + 1e-4)
-        fresh = Sampler(moved, data, Smoothing(sigma, seed=5)).counts(range(n)).numpy()
-        assert bounds.quantile_lower(fresh, q, 0.01) <= found.correct
-    assert sampler.noiseless() > found.correct
+        attacked = attack(model, data, eta, config)  # even with the test pictures themselves
+        before, after = (FlatParameters(copy.deepcopy(m)).base for m in (model, attacked))
+        assert (after - before).norm() <= eta * (1 + 1e-4)
+        fresh = Sampler(attacked, data, Smoothing(sigma, seed=5)).counts(range(n)).numpy()
+        assert bounds.quantile_lower(fresh, q, 0.01) <= certificate.correct
+    assert sampler.noiseless() > certificate.correct
 
 
 def test_compiled_network_gives_the_same_counts(trained):
@@ -205,13 +204,10 @@ def test_compiled_network_gives_the_same_counts(trained):
     assert compiled.digest != Sampler(model, data, smoothing).digest
 
 
-def test_bad_settings():
-    for wrong in (
-        dict(sigma=0),
-        dict(sigma=float("nan")),
-        dict(bn="none"),
-        dict(arithmetic="int8"),
-        dict(batch=0),
-    ):
-        with pytest.raises(UsageError):
-            Smoothing(**wrong)
+@pytest.mark.parametrize(
+    "name, value",
+    [("sigma", 0), ("sigma", math.nan), ("bn", "none"), ("arithmetic", "int8"), ("batch", 0)],
+)
+def test_bad_settings_are_named(name, value):
+    with pytest.raises(UsageError, match=f"--{name} {value}"):
+        Smoothing(**{name: value})

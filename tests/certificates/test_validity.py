@@ -1,6 +1,9 @@
-"""Do the certificates hold as often as they say? Simulations with a known truth, fixed seeds, 4 standard deviations.
+"""Do the certificates hold as often as they say?
 
-Where a law is scalar it is the projection u.theta of Gaussian noise on the direction u that the accuracy depends on.
+Simulations with a known truth, fixed seeds, 4 standard deviations.
+
+Where a law is scalar it is the projection u.theta of Gaussian noise on the direction u that the
+accuracy depends on.
 """
 
 import math
@@ -57,20 +60,20 @@ def chunks(trials, size=500):
     [(100, 0.9, 0.1, 0.25), (1000, 0.9, 0.2, 0.25), (1000, 0.7, 0.3, 0.25), (500, 0.5, 0.5, 0.5)],
 )
 def test_linear_worst_case_is_met_exactly(n, q, eta, sigma, trials):
-    """A = g(u.theta), g increasing; the worst shift is eta u. Coverage equals the nominal one, from both sides."""
+    """A = g(u.theta), g increasing; the worst shift is eta u. Coverage equals the nominal one."""
     random = np.random.default_rng(n)
     truth = as_counts(ndtr(eta + sigma * ndtri(q)))
     expected = nominal(n, q, eta, sigma)
-    found = np.mean([
-        rate(as_counts(ndtr(sigma * random.standard_normal((size, n)))), truth, q=q, eta=eta, sigma=sigma)
-        for size in chunks(trials)
-    ])  # fmt: skip
-    assert abs(found - expected) <= 4 * sd(expected, trials)
+    rates = []
+    for size in chunks(trials):
+        rows = as_counts(ndtr(sigma * random.standard_normal((size, n))))
+        rates.append(rate(rows, truth, q=q, eta=eta, sigma=sigma))
+    assert abs(np.mean(rates) - expected) <= 4 * sd(expected, trials)  # from both sides
     assert expected >= 1 - ALPHA
 
 
 def test_one_index_lower_is_caught():
-    """The separating power of the test above: k* - 1 fails it in 400 trials, and fails the promised confidence."""
+    """The power of the test above: k* - 1 fails it in 400 trials, and the promised confidence."""
     n, q, eta, sigma, trials = 100, 0.9, 0.1, 0.25, 400
     accuracy = ndtr(sigma * np.random.default_rng(5).standard_normal((trials, n)))
     k = certify(as_counts(accuracy[0]), TOTAL, q=q, eta=eta, sigma=sigma)[0].k
@@ -90,21 +93,23 @@ def test_one_index_lower_is_caught():
     ],
 )
 def test_linear_classifier_with_ties(m, margin, n, q, eta, bound, true, trials):
-    """Two classes, m orthonormal pictures of equal margin: noise on the weights moves each margin independently."""
+    """Two classes, m orthonormal pictures of equal margin, which noise moves independently."""
     random, sigma = np.random.default_rng(m), 0.25
     assert binom.ppf(q, m, ndtr((margin + eta / math.sqrt(m)) / sigma)) == true
     assert binom.ppf(shifted_level(q, eta, sigma), m, ndtr(margin / sigma)) == bound
-    got = []
-    for _ in range(trials):
+    certificates = np.empty(trials)
+    for trial in range(trials):
         counts = (margin + sigma * random.standard_normal((n, m), dtype=np.float32) > 0).sum(1)
-        got.append(certify(counts, m, q=q, eta=eta, sigma=sigma, alpha=ALPHA)[0].correct)
-    assert np.mean(np.array(got) >= bound) >= 1 - ALPHA - 4 * sd(ALPHA, trials)
-    assert np.mean(np.array(got) >= true) >= nominal(n, q, eta) - 4 * sd(nominal(n, q, eta), trials)
-    assert np.median(got) <= bound + 0.1 * m  # and it says something
+        (certificate,) = certify(counts, m, q=q, eta=eta, sigma=sigma, alpha=ALPHA)
+        certificates[trial] = certificate.correct
+    expected = nominal(n, q, eta)
+    assert np.mean(certificates >= bound) >= 1 - ALPHA - 4 * sd(ALPHA, trials)
+    assert np.mean(certificates >= true) >= expected - 4 * sd(expected, trials)
+    assert np.median(certificates) <= bound + 0.1 * m  # and it says something
 
 
 def test_radial_function_is_covered_with_room():
-    """A grows with |theta - theta^|^2: every shift is the same, none is the worst case of the theorem."""
+    """A grows with |theta - theta^|^2: all shifts are the same, none is the worst case."""
     random, d, q, eta, sigma = np.random.default_rng(6), 100, 0.5, 0.5, 0.25
     truth = as_counts(chi2.cdf(ncx2.ppf(q, d, (eta / sigma) ** 2), d))
     assert rate(as_counts(random.random((500, 400))), truth, q=q, eta=eta, sigma=sigma) == 1.0
@@ -112,14 +117,16 @@ def test_radial_function_is_covered_with_room():
 
 @pytest.mark.parametrize("trials", SMALL_OR_SLOW)
 def test_step_function_is_covered(trials):
-    """A = a1 beyond a threshold, else a0; at the worst shift a1 has just more than 1 - q of the mass."""
+    """A = a1 beyond a threshold, else a0; at the worst shift a1 has just above 1 - q of the
+    mass.
+    """
     random, n, q, eta, sigma = np.random.default_rng(7), 200, 0.9, 0.1, 0.25
     threshold = eta + sigma * ndtri(q) - 1e-6
     rows = np.where(sigma * random.standard_normal((trials, n)) >= threshold, 700, 300)
-    got = np.array([certify(row, 1000, q=q, eta=eta, sigma=sigma)[0].correct for row in rows])
-    assert set(got) == {300, 700}
+    bounds = np.array([certify(row, 1000, q=q, eta=eta, sigma=sigma)[0].correct for row in rows])
+    assert set(bounds) == {300, 700}
     expected = nominal(n, q, eta)
-    assert abs(np.mean(got == 700) - expected) <= 4 * sd(expected, trials)
+    assert abs(np.mean(bounds == 700) - expected) <= 4 * sd(expected, trials)
 
 
 def test_constant_function_is_certified_as_it_is():
@@ -131,7 +138,7 @@ def test_constant_function_is_certified_as_it_is():
 @pytest.mark.parametrize("trials", SMALL_OR_SLOW)
 @pytest.mark.parametrize("n, q", [(100, 0.9), (50, 0.5)])
 def test_lower_bound_of_a_quantile_is_met_exactly(n, q, trials):
-    """What an attack measured at theta + v may be held against the certificate; one index higher may not."""
+    """What an attack reached may be held against the certificate; one index higher may not."""
     random, alpha = np.random.default_rng(15), 0.05
     rows = np.sort(as_counts(random.random((trials, n))), axis=1)
     j = max(j for j in range(1, n + 1) if binom.cdf(j - 1, n, q) <= alpha)
@@ -139,53 +146,43 @@ def test_lower_bound_of_a_quantile_is_met_exactly(n, q, trials):
     expected = binom.sf(j - 1, n, q)
     assert abs(np.mean(rows[:, j - 1] <= as_counts(q)) - expected) <= 4 * sd(expected, trials)
     assert np.mean(rows[:, j] <= as_counts(q)) < expected - 4 * sd(expected, trials)
-    assert (
-        quantile_lower([5, 6, 7], 0.5, 0.01) is None and quantile_lower([5, 6, 7], 0.9, 0.01) == 5
-    )
+    assert quantile_lower([5, 6, 7], 0.5, 0.01) is None
+    assert quantile_lower([5, 6, 7], 0.9, 0.01) == 5
 
 
 @pytest.mark.parametrize("trials", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_certificates_hold_together(trials):
-    """Every (q, eta) at once at confidence 1 - alpha, as often as computed; each by itself at alpha is not enough."""
+    """Every (q, eta) at once, as often as computed; each by itself at alpha is not enough."""
     random, n, alpha = np.random.default_rng(8), 200, 0.05
     grid = {"q": (0.5, 0.7, 0.9), "eta": (0, 0.05, 0.1, 0.15, 0.2), "sigma": 0.25, "alpha": alpha}
     rows = as_counts(random.random((trials, n)))
     for simultaneous in (True, False):
-        first = [
-            c for c in certify(rows[0], TOTAL, **grid, simultaneous=simultaneous) if not c.abstains
-        ]
+
+        def certificates(row, simultaneous=simultaneous):
+            every = certify(row, TOTAL, **grid, simultaneous=simultaneous)
+            return [c for c in every if not c.abstains]
+
+        first = certificates(rows[0])
         ascending = sorted(first, key=lambda c: c.level)
         expected = 1 - joint_miss(n, [c.level for c in ascending], [c.k for c in ascending])
         truth = as_counts(np.array([c.level for c in first]))
-        held = 0
+        holding = 0
         for row in rows:
-            certificates = certify(row, TOTAL, **grid, simultaneous=simultaneous)
-            held += all(
-                c.correct >= t for c, t in zip((c for c in certificates if c.k), truth, strict=True)
-            )
-        assert abs(held / trials - expected) <= 4 * sd(expected, trials)
-        if simultaneous:
-            assert (
-                1 - alpha <= expected <= 1 - alpha / 2
-            )  # discrete, so not all of alpha can be spent
+            correct = np.array([c.correct for c in certificates(row)])
+            holding += (correct >= truth).all()
+        assert abs(holding / trials - expected) <= 4 * sd(expected, trials)
+        if simultaneous:  # discrete, so not all of alpha can be spent
+            assert 1 - alpha <= expected <= 1 - alpha / 2
         else:
             assert expected < 1 - alpha - 4 * sd(alpha, trials)
 
 
 def test_tail_that_is_never_drawn_needs_its_budget():
-    """A sampler that leaves out the upper 2 %: valid again, and exactly, at the level raised by that mass."""
-    random, n, q, eta, sigma, lost, trials = (
-        np.random.default_rng(9),
-        1000,
-        0.9,
-        0.1,
-        0.25,
-        0.02,
-        2000,
-    )
-    truth = as_counts(
-        shifted_level(q, eta, sigma)
-    )  # of A = Phi(u.eps / sigma), uniform for true noise
+    """A sampler that leaves out the upper 2 %: valid again at the level raised by that mass."""
+    n, q, eta, sigma, lost, trials = 1000, 0.9, 0.1, 0.25, 0.02, 2000
+    random = np.random.default_rng(9)
+    # Of A = Phi(u.eps / sigma), uniform for true noise.
+    truth = as_counts(shifted_level(q, eta, sigma))
     rows = as_counts((1 - lost) * random.random((trials, n)))
     arguments = {"q": q, "eta": eta, "sigma": sigma}
     assert rate(rows, truth, **arguments, budget=lost) >= 1 - ALPHA - 4 * sd(ALPHA, trials)
@@ -196,17 +193,17 @@ def test_tail_that_is_never_drawn_needs_its_budget():
     "n, eta, expected", [(100, 0.05, 0.973), (1000, 0.1, 0.956), (1000, 0.25, 0.978)]
 )
 def test_antithetic_pairs_lose_coverage(n, eta, expected):
-    """z and -z for A = |z| are one draw counted twice. Must fail: the draws have to be independent."""
+    """z and -z for A = |z| are one draw twice. Must fail: the draws have to be independent."""
     random, q, sigma, trials = np.random.default_rng(10), 0.9, 0.25, 2000
     truth = as_counts(shifted_level(q, eta, sigma))
     half = as_counts(random.random((trials, n // 2)))  # the distribution function of |z|, at |z|
-    found = rate(np.concatenate([half, half], axis=1), truth, q=q, eta=eta, sigma=sigma)
-    assert abs(found - expected) <= 4 * sd(expected, trials) + 0.0005
-    assert found < 1 - ALPHA - 4 * sd(ALPHA, trials)
+    coverage = rate(np.concatenate([half, half], axis=1), truth, q=q, eta=eta, sigma=sigma)
+    assert abs(coverage - expected) <= 4 * sd(expected, trials) + 0.0005
+    assert coverage < 1 - ALPHA - 4 * sd(ALPHA, trials)
 
 
 def test_looking_often_loses_coverage_and_the_sequential_test_does_not():
-    """After each 50 of 1000 draws the fixed-n certificate, and the lowest is kept: must fail."""
+    """After each 50 of 1000 draws the fixed-n certificate, and the lowest counts: must fail."""
     random, q, eta, sigma, trials = np.random.default_rng(11), 0.9, 0.1, 0.25, 2000
     level = shifted_level(q, eta, sigma)
     accuracy = random.random((trials, 1000))
@@ -215,9 +212,8 @@ def test_looking_often_loses_coverage_and_the_sequential_test_does_not():
     assert np.mean(claims[-1] >= level) >= 1 - ALPHA - 4 * sd(ALPHA, trials)
     assert np.mean(np.min(claims, axis=0) >= level) < 1 - ALPHA - 10 * sd(ALPHA, trials)
     successes = np.stack([(accuracy[:, :n] < level).sum(1) for n in looks], axis=1)
-    decided = (log_e_value(successes, np.array(looks) - successes, level) >= -math.log(ALPHA)).any(
-        1
-    )
+    log_e = log_e_value(successes, np.array(looks) - successes, level)
+    decided = (log_e >= -math.log(ALPHA)).any(1)
     assert np.mean(decided) <= ALPHA + 4 * sd(ALPHA, trials)
 
 
@@ -229,10 +225,8 @@ def decision_boundary(level, alpha, looks):
         middle = (low + high) // 2
         enough = log_e_value(middle, np.maximum(n - middle, 0), level) >= -math.log(alpha)
         enough |= middle > n
-        low, high = (
-            np.where(enough, low, np.minimum(middle + 1, high)),
-            np.where(enough, middle, high),
-        )
+        low = np.where(enough, low, np.minimum(middle + 1, high))
+        high = np.where(enough, middle, high)
     return low
 
 
@@ -247,9 +241,8 @@ def test_sequential_test_rarely_decides_wrongly(eta, trials, looks):
     crossed = successes >= decision_boundary(level, ALPHA, looks)
     wrong = crossed.any(1).mean()
     assert 0 < wrong <= ALPHA + 4 * sd(ALPHA, trials)
-    stop = np.where(
-        crossed.any(1), crossed.argmax(1), looks - 1
-    )  # at the first crossing, or at the end
+    # At the first crossing, or at the end.
+    stop = np.where(crossed.any(1), crossed.argmax(1), looks - 1)
     at_stop = successes[np.arange(trials), stop]
     e = np.exp(log_e_value(at_stop, stop + 1 - at_stop, level))
     assert e.mean() <= 1 + 4 * e.std() / math.sqrt(trials)

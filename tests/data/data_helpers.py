@@ -16,7 +16,7 @@ def colour_picture(seed: int, width: int = 8, height: int = 8) -> Image.Image:
 
 
 class Child:
-    """A forked copy of this process that runs `work` (to import torch in a new one takes seconds)."""
+    """A forked copy of this process that runs `work`: importing torch again takes seconds."""
 
     def __init__(self, work: Callable[[Callable[[str], None]], None]):
         self.out, entry = os.pipe()

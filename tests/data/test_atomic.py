@@ -154,13 +154,13 @@ def test_checkpoints_come_back_exactly(tmp_path):
         "nan": float("inf"),
     }
     checkpoint.save(tmp_path / "work", tensors, state)
-    found, back = checkpoint.load(tmp_path / "work")
-    assert back == state and set(found) == set(tensors)
+    loaded, loaded_state = checkpoint.load(tmp_path / "work")
+    assert loaded_state == state and set(loaded) == set(tensors)
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
-        assert bits(found[name]) == bits(tensor), name
-    assert found["channels_last"].stride() == TENSORS["channels_last"].stride()
-    assert found["plain"].stride() == TENSORS["plain"].stride()
+        assert loaded[name].dtype == tensor.dtype and loaded[name].shape == tensor.shape, name
+        assert bits(loaded[name]) == bits(tensor), name
+    assert loaded["channels_last"].stride() == TENSORS["channels_last"].stride()
+    assert loaded["plain"].stride() == TENSORS["plain"].stride()
 
 
 def test_a_checkpoint_is_a_copy_and_can_be_cleared(tmp_path):
@@ -169,8 +169,8 @@ def test_a_checkpoint_is_a_copy_and_can_be_cleared(tmp_path):
     value = torch.ones(3)
     checkpoint.save(tmp_path / "work", {"a": value}, {})
     value.zero_()
-    found = checkpoint.load(tmp_path / "work")[0]["a"]
-    found.add_(1)
+    loaded = checkpoint.load(tmp_path / "work")[0]["a"]
+    loaded.add_(1)
     assert checkpoint.load(tmp_path / "work")[0]["a"].tolist() == [1, 1, 1]
     checkpoint.clear(tmp_path / "work")
     assert not (tmp_path / "work").exists() and checkpoint.load(tmp_path / "work") is None
@@ -193,10 +193,9 @@ def test_other_tools_can_read_our_files(tmp_path):
     from safetensors.torch import load_file
 
     write_tensors(tmp_path / "a", TENSORS, {})
-    found = load_file(tmp_path / "a")
-    assert torch.equal(found["plain"], TENSORS["plain"]) and torch.equal(
-        found["turned"], TENSORS["turned"]
-    )
+    loaded = load_file(tmp_path / "a")
+    assert torch.equal(loaded["plain"], TENSORS["plain"])
+    assert torch.equal(loaded["turned"], TENSORS["turned"])
 
 
 def test_every_kind_of_damage_is_noticed(tmp_path):

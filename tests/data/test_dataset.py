@@ -21,14 +21,14 @@ def test_images_become_channels_last_and_keep_their_values(dataset):
 @pytest.mark.parametrize("size", [1, 3, 10, 99])
 def test_batches_cover_the_order_once(dataset, size):
     order = epoch_order(len(dataset), seed=1, epoch=2)
-    seen = []
+    rows = []
     for batch in batches(dataset, size, order):
         assert batch.x.dtype == torch.uint8 and batch.y.dtype == batch.index.dtype == torch.int64
         assert batch.x.permute(0, 2, 3, 1).is_contiguous()
         assert torch.equal(batch.x, dataset.images[batch.index])
         assert torch.equal(batch.y, dataset.labels[batch.index])
-        seen += batch.index.tolist()
-    assert seen == order.tolist() and sorted(seen) == list(range(10))
+        rows += batch.index.tolist()
+    assert rows == order.tolist() and sorted(rows) == list(range(10))
 
 
 def test_a_batch_is_a_copy(dataset):
@@ -51,7 +51,8 @@ def test_order_is_a_function_of_its_arguments():
 
 
 def test_keyed_draws_have_pinned_values():
-    # These values are part of the contract: a resumed or repeated run draws the same on every machine.
+    # These values are part of the contract: a resumed or repeated run draws the same on every
+    # machine.
     assert keyed_generator(0, "order", 1).integers(0, 1000, 4).tolist() == [526, 943, 404, 296]
     assert epoch_order(8, 0, 0).tolist() == [1, 2, 7, 6, 3, 4, 5, 0]
 

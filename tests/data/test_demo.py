@@ -48,11 +48,11 @@ def test_the_same_crops_everywhere(splits):
 
 def test_train_and_test_share_no_pixel(splits):
     for stem in splits[0].classes:
-        seen = np.zeros((1500, 1500), dtype=bool)
+        trained_on = np.zeros((1500, 1500), dtype=bool)
         for top, left in corners(splits[0], stem):
-            seen[top : top + 32, left : left + 32] = True
+            trained_on[top : top + 32, left : left + 32] = True
         for top, left in corners(splits[1], stem):
-            assert not seen[top : top + 32, left : left + 32].any()
+            assert not trained_on[top : top + 32, left : left + 32].any()
 
 
 def test_brightness_contrast_and_tint_do_not_tell_the_class(splits):
@@ -61,7 +61,8 @@ def test_brightness_contrast_and_tint_do_not_tell_the_class(splits):
         grey = data.images.float().mean(1).flatten(1)
         assert (grey.mean(1) - 128).abs().max() < 8
         assert (data.images.float().mean((2, 3)) - 128).abs().max() < 8
-    # A classifier on each picture's mean colour alone stays far from what the texture gives (about 80 %).
+    # A classifier on each picture's mean colour alone stays far from what the texture gives (about
+    # 80 %).
     features = [data.images.float().mean((2, 3)) - 128 for data in splits]
     centres = torch.stack([features[0][train.labels == k].mean(0) for k in range(10)])
     guessed = torch.cdist(features[1], centres).argmin(1)

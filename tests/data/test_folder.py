@@ -1,4 +1,4 @@
-"""Picture folders: what is read, what is converted, what stops. One test a policy of docs/DATA.md."""
+"""Picture folders: what is read, converted, refused. One test a policy of docs/DATA.md."""
 
 import io
 import os
@@ -38,12 +38,11 @@ def test_a_plain_folder(folder):
 def test_formats(folder, ending):
     options = {"lossless": True} if ending.lower() == "webp" else {}
     colour_picture(5).save(folder / "cat" / f"x.{ending}", **options)
-    found = pixels(open_dataset(folder), f"cat/x.{ending}")
-    assert np.array_equal(
-        found, np.asarray(Image.open(folder / "cat" / f"x.{ending}").convert("RGB"))
-    )
+    read = pixels(open_dataset(folder), f"cat/x.{ending}")
+    decoded = Image.open(folder / "cat" / f"x.{ending}").convert("RGB")
+    assert np.array_equal(read, np.asarray(decoded))
     if ending.lower() not in ("jpg", "jpeg"):
-        assert np.array_equal(found, np.asarray(colour_picture(5)))
+        assert np.array_equal(read, np.asarray(colour_picture(5)))
 
 
 def test_sub_folders_and_linked_files_belong_to_their_class(folder, tmp_path):
@@ -186,8 +185,8 @@ def test_transparency_is_laid_over_white(folder, mode):
         picture.convert(mode).save(folder / "cat" / "x.png")
     data = open_dataset(folder)
     assert "transparency laid over white: cat/x.png" in notes(data)
-    found = pixels(data, "cat/x.png")
-    assert (found[:, :4] == 255).all() and (found[:, 4:] == 200).all()
+    read = pixels(data, "cat/x.png")
+    assert (read[:, :4] == 255).all() and (read[:, 4:] == 200).all()
 
 
 def test_gray_among_colour_becomes_rgb_whichever_comes_first(folder):
@@ -196,8 +195,8 @@ def test_gray_among_colour_becomes_rgb_whichever_comes_first(folder):
     data = open_dataset(folder)
     assert data.shape == (3, 8, 8)
     assert "2 pictures: gray converted to RGB: cat/0.png, dog/2.png" in notes(data)
-    found = pixels(data, "cat/0.png")
-    assert (found == np.asarray(Image.open(folder / "cat/0.png"))[:, :, None]).all()
+    gray = pixels(data, "cat/0.png")
+    assert (gray == np.asarray(Image.open(folder / "cat/0.png"))[:, :, None]).all()
 
 
 def test_all_gray_stays_one_channel(folder):
@@ -213,7 +212,7 @@ def test_exif_orientation(folder, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(folder / "cat" / "x.png", exif=exif)
-    found = pixels(open_dataset(folder), "cat/x.png")
+    turned = pixels(open_dataset(folder), "cat/x.png")
     upright = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -224,7 +223,7 @@ def test_exif_orientation(folder, orientation):
         7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
         8: lambda p: np.rot90(p),
     }[orientation](np.asarray(picture))
-    assert np.array_equal(found, upright)
+    assert np.array_equal(turned, upright)
     assert ("EXIF" in notes(open_dataset(folder))) == (orientation != 1)
 
 
@@ -373,14 +372,14 @@ def test_no_permission(folder, what):
         except DataError as error:
             say(error)
 
-    said = Child(work).wait()
+    message = Child(work).wait()
     (folder / "cat").chmod(0o755)
     expected = (
         "cat/0.png: no permission to read it"
         if what == "file"
         else "cat: no permission to list this folder"
     )
-    assert expected in said
+    assert expected in message
 
 
 def test_missing_and_wrong_sources(tmp_path, folder):

@@ -1,4 +1,4 @@
-"""A whole EMN run does not depend on the backend of its ops: same noise to the bit, same error curve."""
+"""A whole EMN run does not depend on the backend of its ops: same noise, same error curve."""
 
 import pytest
 import torch

@@ -1,5 +1,7 @@
-"""Convolutions of the networks against float64, live and frozen, forward and backward: where an op of fastue has a
-kernel (its own cases are in tests/ops), and where torch's convolution is taken."""
+"""Convolutions of the networks against float64, live and frozen, forward and backward.
+
+Where an op of fastue has a kernel (its own cases are in tests/ops), and where torch's is taken.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from fastue import ops
 from fastue.core.opspec import use_backend
 from fastue.models.conv import Conv, FoldedConv, _kernel, add_relu, is_plain
 
-# channels in, out, picture side, the convolution's arguments; the op that knows it in float32 and that in bfloat16
+# channels in, out, picture side, the convolution's arguments; its op in float32 and in bfloat16
 CASES = {
     "3x3": (6, 10, 9, dict(padding=1), "conv3x3", "conv"),
     "one pixel": (6, 10, 1, dict(padding=1), None, "conv"),
@@ -34,47 +36,41 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("case", CASES)
 def test_frozen_convolution(case, backend, layout, dtype, end):
-    cin, cout, side, arguments, *known = CASES[case]
-    known = known[dtype == torch.bfloat16]
+    cin, cout, side, arguments, *op_of_dtype = CASES[case]
+    op = op_of_dtype[dtype == torch.bfloat16]
     conv = nn.Conv2d(cin, cout, **{"kernel_size": 3, **arguments})
     folded = FoldedConv(conv, end == "relu").to(dtype, memory_format=torch.channels_last)
     folded.weight.copy_(normal(*folded.weight.shape) * (folded.weight[0].numel() ** -0.5))
     folded.bias.data = normal(cout, seed=1)
-    x = (
-        normal(5, cin, side, side, seed=2)
-        .to(dtype)
-        .contiguous(memory_format=layout)
-        .requires_grad_()
-    )
+    x = normal(5, cin, side, side, seed=2).to(dtype)
+    x = x.contiguous(memory_format=layout).requires_grad_()
     exact_x = x.detach().double().requires_grad_()
     exact = F.conv2d(exact_x, folded.weight.double(), folded.bias.double(), *folded.settings)
-    residual = (
-        normal(*exact.shape, seed=3).to(dtype).requires_grad_() if "residual" in end else None
-    )
-    exact_residual = residual.detach().double().requires_grad_() if "residual" in end else 0
-    exact = exact + exact_residual
+    residual = None
+    if "residual" in end:
+        residual = normal(*exact.shape, seed=3).to(dtype).requires_grad_()
+        exact_residual = residual.detach().double().requires_grad_()
+        exact = exact + exact_residual
     exact = exact.relu() if "relu" in end else exact
     with use_backend(backend):
-        has = known is not None and ops.has_kernel(known, x.device, dtype)
-        assert _kernel(x, dtype, folded.weight, folded.settings) == (known if has else None)
-        found = (
-            add_relu(nn.Sequential(folded), x, residual, nn.ReLU())
-            if "residual" in end
-            else folded(x)
-        )
-    assert found.dtype == dtype and found.shape == exact.shape
-    eps = max(
-        torch.finfo(dtype).eps, folded.weight[0].numel() ** 0.5 * torch.finfo(torch.float32).eps
-    )
-    assert (found - exact).abs().max() <= 3 * eps * exact.abs().max()
+        here = op is not None and ops.has_kernel(op, x.device, dtype)
+        assert _kernel(x, dtype, folded.weight, folded.settings) == (op if here else None)
+        if residual is None:
+            y = folded(x)
+        else:
+            y = add_relu(nn.Sequential(folded), x, residual, nn.ReLU())
+    assert y.dtype == dtype and y.shape == exact.shape
+    sum_eps = folded.weight[0].numel() ** 0.5 * torch.finfo(torch.float32).eps
+    eps = max(torch.finfo(dtype).eps, sum_eps)
+    assert (y - exact).abs().max() <= 3 * eps * exact.abs().max()
 
     along = normal(*exact.shape, seed=4).to(dtype)
     # a ReLU within rounding of its corner may go either way: no gradient is asked for there
     along = along * (exact.detach().abs() > 8 * eps).to(dtype) if "relu" in end else along
     exact.backward(along.double())
     if not end:
-        found += 0  # another sum writes in place
-    found.backward(along)
+        y += 0  # another sum writes in place
+    y.backward(along)
     assert folded.weight.grad is None and x.grad.dtype == dtype
     assert (x.grad - exact_x.grad).abs().max() <= 4 * eps * exact_x.grad.abs().max()
     if residual is not None:
@@ -89,19 +85,19 @@ def test_live_convolution_under_autocast(cin, cout, side, stride):
     conv = Conv(cin, cout, 3, stride, 1, bias=False).to(memory_format=torch.channels_last)
     plain = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
     plain.load_state_dict(conv.state_dict())
-    x, found = normal(6, cin, side, side), {}
+    pictures, results = normal(6, cin, side, side), {}
     for name, module in {"exact": plain, "own": conv, "torch": plain}.items():
         module.double() if name == "exact" else module.float()
-        given = x.to(module.weight.dtype).requires_grad_()
+        x = pictures.to(module.weight.dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=name != "exact"):
-            y = module(given)
+            y = module(x)
         module.weight.grad = None
         y.backward(normal(*y.shape, seed=1).to(y.dtype))
-        found[name] = y.detach(), given.grad, module.weight.grad
+        results[name] = y.detach(), x.grad, module.weight.grad
         assert name == "exact" or y.dtype == torch.bfloat16
-    for exact, own, torch_s in zip(found["exact"], found["own"], found["torch"], strict=True):
+    for exact, own, torchs in zip(*results.values(), strict=True):
         assert own.shape == exact.shape
-        allowed = 3 * (torch_s - exact).abs().max() + 1e-6
+        allowed = 3 * (torchs - exact).abs().max() + 1e-6
         assert (own - exact).abs().max() <= allowed
 
 
@@ -111,9 +107,8 @@ def test_a_convolution_that_does_more_is_left_alone():
             return F.conv2d(x, self.weight - self.weight.mean())
 
     assert is_plain(nn.Conv2d(3, 3, 3)) and is_plain(Conv(3, 3, 3))
-    assert not is_plain(Standardised(3, 3, 3)) and not is_plain(
-        nn.Conv2d(3, 3, 3, padding_mode="reflect")
-    )
+    assert not is_plain(Standardised(3, 3, 3))
+    assert not is_plain(nn.Conv2d(3, 3, 3, padding_mode="reflect"))
 
 
 def test_tiles_are_shared_with_torch():
@@ -123,9 +118,8 @@ def test_tiles_are_shared_with_torch():
     x = normal(33, 40, 7, 7).to(torch.bfloat16)
     a, b = normal(50, 70).to(torch.bfloat16), normal(70, 30).to(torch.bfloat16)
     y, product = folded(x), a @ b
-    assert (
-        product.float() - a.float() @ b.float()
-    ).abs().max() < 0.01 * product.float().abs().max()
+    error = (product.float() - a.float() @ b.float()).abs().max()
+    assert error < 0.01 * product.float().abs().max()
     for _ in range(3):
         assert torch.equal(a @ b, product)
         assert torch.equal(folded(x), y)

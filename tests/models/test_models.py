@@ -25,7 +25,7 @@ def test_logits_for_every_picture_size(name, shape):
 
 
 def test_published_sizes():
-    """Parameter counts of the CIFAR forms used in the literature: 11.17 M for ResNet-18, 6.96 M for DenseNet-121."""
+    """Of the CIFAR forms in the literature: 11.17 M for ResNet-18, 6.96 M for DenseNet-121."""
     count = {
         name: sum(p.numel() for p in build(name, 10).parameters())
         for name in ("resnet18", "densenet121", "vgg11")
@@ -44,7 +44,7 @@ def test_weights_depend_on_the_seed_alone_and_leave_torchs_generator():
 @pytest.mark.parametrize(
     "name", ["resnet99", "resnet18-w0", "resnet18-w7", "jax:resnet18", "timm:no_such_model", ""]
 )
-def test_unknown_names_say_what_is_known(name):
+def test_unknown_names_say_which_flag_it_was(name):
     with pytest.raises(UsageError, match="--arch"):
         build(name, 10)
 
@@ -77,21 +77,14 @@ def test_gradient_clipping_bounds_the_step(tiny):
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     train_step(model, optimizer, to_input(data.images), data.labels, precision="float32", clip=1e-3)
-    moved = (
-        sum(
-            float((p.detach() - q).square().sum())
-            for p, q in zip(model.parameters(), before, strict=True)
-        )
-        ** 0.5
-    )
-    assert 0 < moved <= 1.001e-3
+    steps = [p.detach() - q for p, q in zip(model.parameters(), before, strict=True)]
+    length = sum(float(step.square().sum()) for step in steps) ** 0.5
+    assert 0 < length <= 1.001e-3
 
 
 def test_precision_and_device_names():
-    assert resolve_precision("float32") == "float32" and resolve_precision("auto") in (
-        "float32",
-        "bf16",
-    )
+    assert resolve_precision("float32") == "float32"
+    assert resolve_precision("auto") in ("float32", "bf16")
     with pytest.raises(UsageError, match="--precision"):
         resolve_precision("fp8")
     with pytest.raises(UsageError, match="--device"):

@@ -1,0 +1,82 @@
+"""What is chosen before the first draw, with its defaults: the claim, the smoothing, the network.
+
+Imports no torch, so that the command line shows these defaults at once.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fastue.core.errors import UsageError
+
+BN_POLICIES = {
+    "stored": "the statistics that the network came with",
+    "frozen-noisy": "re-estimated once, on one noisy copy, and then the same for all",
+    "reestimated": "re-estimated for each noisy copy on fixed pictures without their labels",
+}
+ARITHMETIC = {"fp32": "float32", "bf16-folded": "bf16"}  # what is evaluated is what is certified
+
+_ETA_SHARES = (0.04, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)  # of sigma: a thousand draws reach the last
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be certified: for each q and eta, at confidence 1 - alpha for all together."""
+
+    n: int = 1000
+    q: tuple[float, ...] = (0.9,)
+    eta: tuple[float, ...] = ()  # empty: shares of sigma
+    alpha: float = 0.01
+    simultaneous: bool = True
+    delta: float = 0.01  # of the step from these pictures to all pictures of their kind
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UsageError(f"--N {self.n}: must be at least 1")
+        if not self.q or not all(0 < q < 1 for q in self.q):
+            raise UsageError(f"--q {_comma_list(self.q)}: each must be between 0 and 1")
+        if not all(0 <= eta < math.inf for eta in self.eta):
+            raise UsageError(f"--eta {_comma_list(self.eta)}: each must be at least 0")
+        if not 0 < self.alpha < 1 or not 0 < self.delta < 1:
+            raise UsageError(f"--alpha {self.alpha:g}: must be between 0 and 1")
+
+    def grid(self, sigma: float) -> tuple[float, ...]:
+        """The radii eta, in the units of the weights."""
+        return self.eta or tuple(round(sigma * share, 6) for share in _ETA_SHARES)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What a count depends on beside the network and the pictures.
+
+    `sigma` is in the units of the weights.
+    """
+
+    sigma: float = 0.25
+    seed: int = 0
+    bn: str = "stored"
+    arithmetic: str = "fp32"
+    batch: int = 256  # the rounding of sums may depend on it
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < math.inf:
+            raise UsageError(f"--sigma {self.sigma}: must be above 0")
+        if self.bn not in BN_POLICIES:
+            raise UsageError(f"--bn {self.bn}: use one of {', '.join(BN_POLICIES)}")
+        if self.arithmetic not in ARITHMETIC:
+            raise UsageError(f"--arithmetic {self.arithmetic}: use one of {', '.join(ARITHMETIC)}")
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained only to be certified: the victim's recipe."""
+
+    arch: str = "resnet18"
+    epochs: int = 60
+    seed: int = 0
+    precision: str = "auto"
+
+
+def _comma_list(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)

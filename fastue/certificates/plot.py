@@ -1,0 +1,68 @@
+"""certificate.png: what is certified, what was counted, and how strong the noise is."""
+
+import io
+
+_WITHOUT_NOISE = {"color": "#c1121f", "lw": 1, "ls": "--"}
+_CHANCE = {"color": "black", "lw": 0.8, "ls": ":", "label": "chance"}
+
+
+def plot(document: dict) -> bytes | None:
+    """PNG of three panels; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(14, 4), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    _certificates(left, document)
+    _noisy_accuracies(middle, document)
+    _layers(right, document)
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.25)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _certificates(axis, document: dict) -> None:
+    """Certified accuracy over eta, a line a q, beside what no certificate speaks of."""
+    claim = document["claim"]
+    for q in claim["q"]:
+        points = [
+            (c["eta"], c["accuracy"])
+            for c in document["certificates"]
+            if c["q"] == q and c["accuracy"] is not None
+        ]
+        if points:
+            axis.plot(*zip(*points, strict=True), marker="o", ms=4, label=f"q = {q:g}")
+    label = "without noise (not certified)"
+    axis.axhline(document["noiseless_accuracy"], **_WITHOUT_NOISE, label=label)
+    axis.axhline(100 / document["classes"], **_CHANCE)
+    axis.set(
+        xlabel="eta (l2 shift of the weights)",
+        ylabel="certified accuracy (%)",
+        xlim=(0, 1.05 * max(claim["eta"])),
+    )
+    axis.locator_params(axis="x", nbins=5)
+    axis.legend(fontsize=8)
+
+
+def _noisy_accuracies(axis, document: dict) -> None:
+    """How many of the pictures the noisy copies get right."""
+    accuracies = [100 * count / document["total"] for count in document["correct"]]
+    bins = min(60, max(10, len(set(accuracies))))
+    axis.hist(accuracies, bins=bins, color="#1d6fa5")
+    axis.axvline(document["noiseless_accuracy"], **_WITHOUT_NOISE, label="without noise")
+    axis.axvline(100 / document["classes"], **_CHANCE)
+    axis.set(xlabel="accuracy of a noisy copy (%)", ylabel="draws")
+    axis.legend(fontsize=8)
+
+
+def _layers(axis, document: dict) -> None:
+    """The weights beside the noise on them."""
+    relative = [row["relative"] for row in document["layers"] if row["size"] > 1]
+    axis.bar(range(len(relative)), relative, color="#6c757d")
+    axis.axhline(1, color="black", lw=0.8, ls=":")
+    axis.set(xlabel="parameter, first to last", ylabel="rms weight / sigma", yscale="log")
