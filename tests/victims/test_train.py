@@ -31,7 +31,7 @@ def test_same_seed_same_curve_other_seed_other_curve(tiny):
 
 
 def test_shortcut_noise_ruins_the_victim(tiny):
-    """The pictures carry a stronger, simpler cue of the class than what they show: the test lacks it."""
+    """The pictures carry a stronger, simpler cue of the class than what they show: tests lack it."""
     train = tiny()
     train.images.permute(0, 2, 3, 1)[:, ::2, ::2, :] = (60 * train.labels).to(train.images.dtype)[
         :, None, None, None
