@@ -90,7 +90,7 @@ def attack(
     suite = countermeasures.suite(suite)
     where = resolve_device(device)
     config = VictimConfig(epochs=epochs, batch=batch, precision=resolve_precision(precision, where))
-    manifest = NoiseStore.open(directory).manifest
+    manifest = NoiseStore.open(directory, shards=False).manifest  # pictures count, not the noise
     run = json.loads((directory / RUN_FILE).read_text()) if (directory / RUN_FILE).exists() else {}
     size = size or run.get("size")
     protected = open_protected(directory).to(where)
@@ -100,7 +100,7 @@ def attack(
         protected,
         originals.to(where) if originals else None,
         test,
-        Budget(manifest["levels"], manifest.get("norm", "linf"), manifest["eps"]),
+        Budget.of(manifest),
     )
     arms = tuple(arms or (ARMS if originals else ("protected",)))
     material.check(arms)

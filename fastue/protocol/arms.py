@@ -21,31 +21,42 @@ CONTROLS = ("random-sample", "random-class")
 
 @dataclass(frozen=True)
 class Budget:
-    """What a protection may change: every value by `levels`/255 (norm "linf"), or every picture by
-    the l2 length `eps` in [0,1] pixel units (norm "l2")."""
+    """What a protection may change: every value by `eps` (norm "linf"), or every picture by the l2
+    length `eps`, in [0,1] pixel units."""
 
-    levels: int
+    eps: float
     norm: str = "linf"
-    eps: float = 0.0
 
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise UsageError(f"norm {self.norm}: random controls are known for linf and l2")
 
-    def noise(self, data: ImageDataset, per: str, seed: int) -> Tensor:
-        """Random noise that uses the budget up, int8 in 1/255."""
-        if self.norm == "l2":
-            return random_l2_noise(data, self.eps, per, seed)
-        return random_noise(data, self.levels, per, seed)
+    @classmethod
+    def of(cls, manifest: dict) -> "Budget":
+        """That of a manifest; the first ones do not name the norm and mean linf."""
+        return cls(manifest["eps"], manifest.get("norm", "linf"))
 
-    def identity(self) -> list:
-        """What a control's row is kept under. That of linf stays what it was before l2 came."""
-        return [self.levels] if self.norm == "linf" else [self.norm, self.eps]
+    @property
+    def levels(self) -> int:
+        """Whole steps of 1/255 that one value may change."""
+        return min(127, int(self.eps * 255 + 1e-6))
+
+
+def budget_key(budget: Budget) -> list:
+    """What a control's row is kept under. That of linf stays what it was before l2 came."""
+    return [budget.levels] if budget.norm == "linf" else [budget.norm, budget.eps]
+
+
+def control_noise(data: ImageDataset, budget: Budget, per: str, seed: int) -> Tensor:
+    """Random noise that uses the budget up, int8 in 1/255: [N,C,H,W] for per="sample", [K,C,H,W]
+    for per="class"."""
+    if budget.norm == "l2":
+        return random_l2_noise(data, budget.eps, per, seed)
+    return random_noise(data, budget.levels, per, seed)
 
 
 def random_noise(data: ImageDataset, levels: int, per: str, seed: int) -> Tensor:
-    """Uniform noise in [-levels, levels], int8 in 1/255: [N,C,H,W] for per="sample", [K,C,H,W] for
-    per="class".
+    """Uniform noise in [-levels, levels].
 
     The control of the EMN paper (section 4); a function of (seed, per, row) only.
     """
@@ -55,7 +66,7 @@ def random_noise(data: ImageDataset, levels: int, per: str, seed: int) -> Tensor
 
 
 def random_l2_noise(data: ImageDataset, eps: float, per: str, seed: int) -> Tensor:
-    """Noise of random direction and l2 length `eps` (in [0,1] pixel units), same shapes and unit.
+    """Noise of random direction and l2 length `eps` in [0,1] pixel units.
 
     Rounding to whole levels may carry a picture out of the ball: those are shrunk until inside.
     """
@@ -87,7 +98,7 @@ def arm_pictures(
     if arm == "clean":
         return originals
     per = arm.removeprefix("random-")
-    noise = budget.noise(originals, per, seed).to(originals.device)
+    noise = control_noise(originals, budget, per, seed).to(originals.device)
     if per == "class":
         rows = originals.labels
     else:

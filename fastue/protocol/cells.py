@@ -15,7 +15,7 @@ from fastue.core.errors import UsageError
 from fastue.countermeasures.base import Countermeasure
 from fastue.data.atomic import atomic_write_json, make_folder
 from fastue.data.dataset import ImageDataset
-from fastue.protocol.arms import ARMS, Budget, arm_pictures
+from fastue.protocol.arms import ARMS, Budget, arm_pictures, budget_key
 from fastue.victims.train import VictimConfig, check_pair, train_victim
 
 
@@ -60,7 +60,7 @@ class RowKeys:
     """The name of a cell's file: a hash of all that the victim's accuracy is a function of."""
 
     def __init__(self, material: Material):
-        self.budget = material.budget.identity()
+        self.budget = budget_key(material.budget)
         self.test = material.test.fingerprint()
         sets = {"protected": material.protected, "originals": material.originals}
         self.train = {name: data.fingerprint() for name, data in sets.items() if data}

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from fastue.core.errors import UsageError
-from fastue.protocol.arms import ARMS, Budget, arm_pictures, random_l2_noise, random_noise
+from fastue.protocol.arms import (
+    ARMS,
+    Budget,
+    arm_pictures,
+    control_noise,
+    random_l2_noise,
+    random_noise,
+)
 
 
 @pytest.mark.parametrize("per, rows", [("sample", 96), ("class", 4)])
@@ -24,7 +31,7 @@ def test_random_noise_fills_the_budget_and_is_keyed(tiny, per, rows):
 )
 def test_random_noise_has_the_bytes_it_always_had(tiny, per, digest):
     """Of commit 3d645ad: rows of random arms are kept under the budget, not under the noise."""
-    noise = Budget(levels=8).noise(tiny(), per, seed=0)
+    noise = control_noise(tiny(), Budget(8 / 255), per, seed=0)
     assert hashlib.sha256(noise.numpy().tobytes()).hexdigest()[:16] == digest
 
 
@@ -42,7 +49,7 @@ def test_random_l2_noise_lies_just_inside_the_ball(tiny, per, rows, eps):
 
 def test_arms_hold_what_they_say(tiny):
     originals, protected = tiny(), tiny(seed=9)
-    budget = Budget(levels=8)
+    budget = Budget(8 / 255)
     arms = {arm: arm_pictures(arm, 0, protected, originals, budget).images.int() for arm in ARMS}
     assert torch.equal(arms["clean"], originals.images.int())
     assert torch.equal(arms["protected"], protected.images.int())
@@ -56,11 +63,11 @@ def test_arms_hold_what_they_say(tiny):
 
 
 def test_controls_respect_the_norm_of_the_budget(tiny):
-    budget = Budget(levels=127, norm="l2", eps=0.5)
+    budget = Budget(0.5, "l2")
     clean = tiny()
     for arm in ("random-sample", "random-class"):
         change = arm_pictures(arm, 0, clean, clean, budget).images.float() - clean.images.float()
         lengths = change.flatten(1).norm(dim=1)
         assert lengths.min() > 100 and lengths.max() <= 127.5
     with pytest.raises(UsageError, match="norm l1"):
-        Budget(levels=8, norm="l1")
+        Budget(8 / 255, "l1")

@@ -14,7 +14,7 @@ from fastue.protocol.arms import ARMS, Budget
 from fastue.protocol.cells import Material, evaluate
 from fastue.victims.train import VictimConfig
 
-LINF = Budget(levels=8)
+LINF = Budget(8 / 255)
 CONFIG = VictimConfig(epochs=2, batch=16)
 
 # Names of row files as commit 3d645ad wrote them, for the setting of `first_setting`.
@@ -112,11 +112,11 @@ def test_a_changed_setting_is_not_mixed_with_old_rows(victims, material, run):
     run(material())
     run(material(), config=VictimConfig(epochs=3, batch=16))
     assert len(victims) == 8
-    run(material(budget=Budget(levels=4)))
+    run(material(budget=Budget(4 / 255)))
     assert len(victims) == 10, "the budget changes the random arms, and those only"
-    run(material(budget=Budget(levels=8, norm="l2", eps=0.5)))
+    run(material(budget=Budget(0.5, "l2")))
     assert len(victims) == 12
-    run(material(budget=Budget(levels=8, norm="l2", eps=0.6)))
+    run(material(budget=Budget(0.6, "l2")))
     assert len(victims) == 14
 
 
