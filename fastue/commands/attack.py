@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from fastue.countermeasures.base import Countermeasure
     from fastue.data.dataset import ImageDataset
+    from fastue.protocol.cells import Material
 
     Source = str | os.PathLike[str] | ImageDataset
 
@@ -73,14 +74,10 @@ def attack(
     Raises UsageError and DataError before any training starts.
     """
     from fastue import countermeasures
-    from fastue.core import info
     from fastue.data.atomic import atomic_write_json
-    from fastue.data.layout import RUN_FILE
-    from fastue.data.store import NoiseStore
-    from fastue.data.verify import open_protected
     from fastue.models.training import resolve_device, resolve_precision
-    from fastue.protocol.arms import ARMS, Budget
-    from fastue.protocol.cells import Material, evaluate
+    from fastue.protocol.arms import ARMS
+    from fastue.protocol.cells import evaluate
     from fastue.protocol.report import text_table, write_report
     from fastue.protocol.verdict import verdict
 
@@ -90,23 +87,14 @@ def attack(
     suite = countermeasures.suite(suite)
     where = resolve_device(device)
     config = VictimConfig(epochs=epochs, batch=batch, precision=resolve_precision(precision, where))
-    manifest = NoiseStore.open(directory, shards=False).manifest  # pictures count, not the noise
-    run = json.loads((directory / RUN_FILE).read_text()) if (directory / RUN_FILE).exists() else {}
-    size = size or run.get("size")
-    protected = open_protected(directory).to(where)
-    test = _opened(clean, size, labels).to(where)
-    originals = _originals(source, run.get("source"), size, manifest)
-    material = Material(
-        protected,
-        originals.to(where) if originals else None,
-        test,
-        Budget.of(manifest),
-    )
-    arms = tuple(arms or (ARMS if originals else ("protected",)))
+    manifest, run = _manifest_and_run(directory)
+    material = _material(directory, clean, source, labels, size, manifest, run).to(where)
+    arms = tuple(arms or (ARMS if material.originals else ("protected",)))
     material.check(arms)
-    _check_archs(archs, protected)
+    _check_archs(archs, material.protected)
 
-    described = {
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
         "directory": str(directory),
         "clean": _name(clean),
         "source": _name(source or run.get("source")),
@@ -116,15 +104,9 @@ def attack(
         "seeds": list(seeds),
         "victim": asdict(config),
         "device": str(where),
-        "protection": {
-            name: manifest[name]
-            for name in ("method", "config", "seed", "eps", "compat")
-            if name in manifest
-        },
-        "versions": info.collect(),
+        **_protection_and_versions(manifest),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out / "attack.json", described)
+    atomic_write_json(out / "attack.json", settings)
     rows = []
     for row in evaluate(
         material,
@@ -138,16 +120,55 @@ def attack(
     ):
         rows.append(row)
         on_row(row)
-    files = write_report(out, rows, described, protected.num_classes, directory / "preview.png")
-    return AttackResult(
-        rows,
-        text_table(rows),
-        verdict(rows, protected.num_classes),
-        [out / "results.json", *files],
+    classes = material.protected.num_classes
+    files = write_report(out, rows, settings, classes, directory / "preview.png")
+    files = [out / "results.json", *files]
+    return AttackResult(rows, text_table(rows), verdict(rows, classes), files)
+
+
+def _manifest_and_run(directory: Path) -> tuple[dict, dict]:
+    """What protect wrote of itself; run.json may be gone, the pictures' owner keeps it back."""
+    from fastue.data.layout import RUN_FILE
+    from fastue.data.store import NoiseStore
+
+    manifest = NoiseStore.open(directory, shards=False).manifest  # pictures count, not the noise
+    path = directory / RUN_FILE
+    return manifest, json.loads(path.read_text()) if path.exists() else {}
+
+
+def _material(
+    directory: Path,
+    clean: Source,
+    source: Source | None,
+    labels: str | os.PathLike[str] | None,
+    size: int | None,
+    manifest: dict,
+    run: dict,
+) -> Material:
+    from fastue.data.verify import open_protected
+    from fastue.protocol.arms import Budget
+    from fastue.protocol.cells import Material
+
+    size = size or run.get("size")
+    return Material(
+        open_protected(directory),
+        _originals(source, run.get("source"), size, manifest),
+        _opened(clean, size, labels),
+        Budget.of(manifest),
     )
 
 
-def _opened(source: Source, size: int | None, labels: str | os.PathLike[str] | None = None):
+def _protection_and_versions(manifest: dict) -> dict:
+    from fastue.core import info
+
+    names = ("method", "config", "seed", "eps", "compat")
+    protection = {name: manifest[name] for name in names if name in manifest}
+    return {"protection": protection, "versions": info.collect()}
+
+
+def _opened(
+    source: Source, size: int | None, labels: str | os.PathLike[str] | None = None
+) -> ImageDataset:
     from fastue.data.dataset import ImageDataset
     from fastue.data.sources import open_dataset
 

@@ -45,10 +45,10 @@ def suite(spec: str | Sequence[str | Countermeasure]) -> list[Countermeasure]:
     members = [load(member) if isinstance(member, str) else member for member in spec]
     if not members:
         raise UsageError("--suite: the list is empty; `none` trains on the pictures as they are")
-    by_name = {member.name: member for member in members}
+    by_name = {member.name: member for member in members}  # the last of a name
     for member in members:
         # A result is kept under the name, so a name must stand for one thing only.
-        taken = member.name in SUMMARIES and load(member.name) != member
-        if taken or by_name[member.name] != member:
+        namesake = load(member.name) if member.name in SUMMARIES else by_name[member.name]
+        if member != namesake:
             raise UsageError(f"--suite: two countermeasures are called {member.name}; rename yours")
     return list(by_name.values())

@@ -37,13 +37,13 @@ class Countermeasure:
 
     def training_set(self, data: ImageDataset, seed: int) -> ImageDataset:
         """`data` as the victim sees it in training; labels, ids and classes are the same."""
-        return self._treated(data, data.labels, seed)
+        return self._apply(data, data.labels, seed)
 
     def test_set(self, data: ImageDataset, seed: int) -> ImageDataset:
         """`data` as the trained victim is asked about it."""
-        return self._treated(data, None, seed) if self.test else data
+        return self._apply(data, None, seed) if self.test else data
 
-    def _treated(self, data: ImageDataset, labels: Tensor | None, seed: int) -> ImageDataset:
+    def _apply(self, data: ImageDataset, labels: Tensor | None, seed: int) -> ImageDataset:
         images = self.pictures(data.images, labels, seed)
         if images.dtype != torch.uint8 or images.shape != data.images.shape:
             raise DataError(

@@ -1,6 +1,7 @@
 """Grayscale (Liu et al. 2023, Image Shortcut Squeezing): luma in all channels, training side only.
 
-Noise that tells the classes apart by colour is gone with it. As published, test pictures keep theirs.
+Noise that tells the classes apart by colour is gone with it. Test pictures keep their colour, as
+published.
 """
 
 import torch

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from fastue.core.errors import UsageError
 from fastue.countermeasures.base import Countermeasure
 from fastue.data.atomic import atomic_write_json, make_folder
@@ -42,6 +44,15 @@ class Material:
     test: ImageDataset
     budget: Budget
 
+    def to(self, device: torch.device) -> "Material":
+        originals = self.originals.to(device) if self.originals else None
+        return replace(
+            self,
+            protected=self.protected.to(device),
+            originals=originals,
+            test=self.test.to(device),
+        )
+
     def check(self, arms: tuple[str, ...]) -> None:
         """Raises UsageError for an unknown arm, DataError for sets that do not fit together."""
         if unknown := set(arms) - set(ARMS):
@@ -69,10 +80,10 @@ class RowKeys:
         source = "protected" if cell.arm == "protected" else "originals"
         inputs = [self.train[source], self.test]
         inputs += self.budget if cell.arm.startswith("random") else []
-        described = {**asdict(cell), **asdict(victim), "inputs": inputs}
+        identity = {**asdict(cell), **asdict(victim), "inputs": inputs}
         if countermeasure.version != 1:  # the first version's rows are named as before versions
-            described["countermeasure_version"] = countermeasure.version
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+            identity["countermeasure_version"] = countermeasure.version
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def evaluate(
