@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fastue.data.atomic import atomic_write_bytes
+from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset
 from fastue.data.pictures import decode
 from fastue.data.store import NoiseStore
@@ -19,7 +20,8 @@ COLUMNS = ("clean", "noise", "protected", "difference x10")
 def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128) -> Image.Image:
     """A labelled grid, one row a picture. clean and protected are uint8 [R,C,H,W].
 
-    The noise is drawn around grey so that +-budget is white and black; the difference is |protected - clean| x 10.
+    The noise is drawn around grey so that +-budget is white and black; the difference is |protected
+    - clean| x 10.
     """
     difference = protected.int() - clean.int()
     noise = (128 + difference * (127 / max(levels, 1))).clamp(0, 255)
@@ -47,15 +49,20 @@ def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128)
 
 
 def preview_of(directory: Path, originals: ImageDataset, rows: int = 8) -> Path:
-    """Write directory/preview.png: up to `rows` written pictures beside their originals, one of each class first."""
+    """Write directory/preview.png: up to `rows` written pictures beside their originals, one of
+    each class first.
+    """
     manifest = NoiseStore.open(directory, checksums=False).manifest
     labels = originals.labels.cpu()
     first = [int((labels == k).nonzero()[0]) for k in labels.unique()[:rows]]
     chosen = (first + [i for i in range(len(labels)) if i not in set(first)])[:rows]
     files = [directory / manifest["pictures"]["files"][row] for row in chosen]
     written = torch.from_numpy(np.stack([decode(file)[0] for file in files])).permute(0, 3, 1, 2)
+    clean, levels = originals.images[chosen].cpu(), manifest["levels"]
+    if Budget.of(manifest).norm != "linf":  # no bound on a single value: drawn to what is there
+        levels = int((written.int() - clean.int()).abs().max())
     buffer = io.BytesIO()
-    preview_grid(originals.images[chosen].cpu(), written, manifest["levels"]).save(buffer, "PNG")
+    preview_grid(clean, written, levels).save(buffer, "PNG")
     path = directory / "preview.png"
     atomic_write_bytes(path, buffer.getvalue())
     return path

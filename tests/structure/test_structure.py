@@ -26,7 +26,7 @@ def modules(folder: str) -> list[Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of everything a file imports, at any depth; `from a import b` counts as a and a.b."""
+    """Full names of all a file imports, at any depth or lazily; `from a import b` counts as a and a.b."""
     found = set()
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -36,6 +36,8 @@ def imported(path: Path) -> set[str]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             name = ".".join([*base, *([node.module] if node.module else [])])
             found |= {name} | {f"{name}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy":
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
     return found
 
 
