@@ -145,8 +145,8 @@ def _material(
     manifest: dict,
     run: dict,
 ) -> Material:
+    from fastue.data.budget import Budget
     from fastue.data.verify import open_protected
-    from fastue.protocol.arms import Budget
     from fastue.protocol.cells import Material
 
     size = size or run.get("size")

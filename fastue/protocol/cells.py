@@ -16,8 +16,9 @@ import torch
 from fastue.core.errors import UsageError
 from fastue.countermeasures.base import Countermeasure
 from fastue.data.atomic import atomic_write_json, make_folder
+from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset
-from fastue.protocol.arms import ARMS, Budget, arm_pictures, budget_key
+from fastue.protocol.arms import ARMS, arm_pictures, budget_key
 from fastue.victims.train import VictimConfig, check_pair, train_victim
 
 

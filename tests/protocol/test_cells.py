@@ -8,9 +8,10 @@ import torch
 from fastue import countermeasures
 from fastue.core.errors import DataError, UsageError
 from fastue.countermeasures.base import Countermeasure
+from fastue.data.budget import Budget
 from fastue.models.training import train_step
 from fastue.protocol import cells
-from fastue.protocol.arms import ARMS, Budget
+from fastue.protocol.arms import ARMS
 from fastue.protocol.cells import Material, evaluate
 from fastue.victims.train import VictimConfig
 
