@@ -172,7 +172,7 @@ def ours(data, given, precision):
 def gate(data, given, inners: dict) -> list[str]:
     """Two noise steps on one batch: every side must step as float64 does wherever float64's
     gradient is decided."""
-    from fastue.methods.emn import _input_gradient
+    from fastue.methods.loop import input_gradient
     from fastue.models.frozen import FrozenCopy
     from fastue.ops import apply_noise, linf_step
 
@@ -193,7 +193,7 @@ def gate(data, given, inners: dict) -> list[str]:
     results["tuned"] = tuned_inner(model, images, y, torch.zeros_like(images), 1)
     noise = torch.zeros_like(images)
     theta, rows = FrozenCopy(model, "float32"), torch.arange(n)
-    gradient, _ = _input_gradient(theta, apply_noise(x, noise, rows), y)
+    gradient, _ = input_gradient(theta, apply_noise(x, noise, rows), y)
     linf_step(noise, gradient, x, rows, step=STEP, eps=EPS)
     results["fastue"] = noise
     red = []

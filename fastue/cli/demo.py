@@ -1,4 +1,6 @@
-"""The whole line on embedded pictures: protect, verify, train victims on the written files, show the collapse."""
+"""The whole line on embedded pictures: protect, verify, train victims on the written files, show
+the collapse.
+"""
 
 from pathlib import Path
 

@@ -1,27 +1,35 @@
-"""`fastue attack` as a function: open what was written, train the victims, write results.json and report.html."""
+"""`fastue attack` as a function: open what was written, train the victims, write the report.
+
+The defaults of the command are those of `attack`. What needs torch is imported when it runs, so
+that `fastue attack --help` can read them at once.
+"""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastue.core import info
-from fastue.core.errors import DataError, UsageError
-from fastue.data.atomic import atomic_write_json
-from fastue.data.dataset import ImageDataset
-from fastue.data.layout import RUN_FILE
-from fastue.data.sources import open_dataset
-from fastue.data.store import NoiseStore
-from fastue.data.verify import open_protected
-from fastue.models import build
-from fastue.models.training import resolve_device, resolve_precision
-from fastue.protocol.cells import ARMS, evaluate, verdict
-from fastue.protocol.report import text_table, write_report
-from fastue.victims.train import VictimConfig
+from fastue.core.errors import DataError
+from fastue.victims.config import VictimConfig
+
+if TYPE_CHECKING:
+    import os
+
+    from fastue.countermeasures.base import Countermeasure
+    from fastue.data.dataset import ImageDataset
+    from fastue.protocol.cells import Material
+
+    Source = str | os.PathLike[str] | ImageDataset
 
 
 @dataclass
 class AttackResult:
+    """`rows`: one dict a victim, as in results.json. `table` and `verdict` are text, `files` the
+    paths written."""
+
     rows: list[dict]
     table: str
     verdict: str
@@ -29,82 +37,189 @@ class AttackResult:
 
 
 def attack(
-    directory: Path,
+    directory: str | os.PathLike[str],
+    clean: Source,
     *,
-    clean: str,
-    source: str | None,
-    out: Path,
-    suite: str = "none",
-    archs: list[str],
-    arms: list[str] | None = None,
-    seeds: list[int],
+    source: Source | None = None,
+    out: str | os.PathLike[str] | None = None,
+    suite: str | Sequence[str | Countermeasure] = "none",
+    arch: str | Sequence[str] = VictimConfig.arch,
+    arms: Sequence[str] | None = None,
+    epochs: int = VictimConfig.epochs,
+    batch: int = VictimConfig.batch,
+    seeds: Sequence[int] = (0,),
+    labels: str | os.PathLike[str] | None = None,
     size: int | None = None,
+    precision: str = "auto",
     device: str = "auto",
-    config: VictimConfig,
-    progress: Callable = lambda name, done, total, info: None,
+    progress: Callable[[str, int, int, dict], None] = lambda name, done, total, info: None,
     on_row: Callable[[dict], None] = lambda row: None,
 ) -> AttackResult:
-    """Train victims on the pictures in `directory` (and on the controls) and test them on `clean`.
+    """Train victims on the pictures in `directory` (and on the controls), test them on `clean`.
 
-    `source` names the originals; left out, the folder that protect read is used if it still holds the same pictures.
-    Rows already in `out` with the same settings are kept. Raises DataError and UsageError before any training starts.
+    directory  what fastue.protect wrote
+    clean      clean test pictures: whatever open_dataset takes, or an open ImageDataset
+    source     the clean originals, for the controls; left out, the folder that protect read is
+               used if it still holds the same pictures
+    out        where rows/, results.json and report.html go; rows that are there with the same
+               pictures and settings are not trained again (default: directory/attack)
+    suite      countermeasures: none, quick, names, or a list that may hold your own Countermeasure
+    arch       one victim network or several
+    arms       some of clean, protected, random-sample, random-class (default: all)
+    seeds      one victim a seed
+    labels     a CSV table `file,class` where `clean` is a folder without class folders; those of
+               `source` are in the manifest
+    size       resize `clean` and `source` as protect did (default: what protect was told)
+
+    Raises UsageError and DataError before any training starts.
     """
-    where = resolve_device(device)
-    config = replace(config, precision=resolve_precision(config.precision, where))
-    manifest = NoiseStore.open(directory).manifest
-    protected = open_protected(directory).to(where)
-    run = json.loads((directory / RUN_FILE).read_text()) if (directory / RUN_FILE).exists() else {}
-    size = size or run.get("size")
-    test = open_dataset(clean, size=size).to(where)
-    originals = _originals(source or run.get("source"), size, manifest, required=source is not None)
-    if originals is None:
-        if arms and set(arms) != {"protected"}:
-            raise UsageError("--arms: the controls need the clean originals; pass --source")
-        arms = ["protected"]
-    else:
-        originals = originals.to(where)
-    for arch in archs:
-        build(
-            arch, protected.num_classes, protected.shape[0]
-        )  # a wrong name fails before the first training
+    from fastue import countermeasures
+    from fastue.data.atomic import atomic_write_json
+    from fastue.models.training import resolve_device, resolve_precision
+    from fastue.protocol.arms import ARMS
+    from fastue.protocol.cells import evaluate
+    from fastue.protocol.report import text_table, write_report
+    from fastue.protocol.verdict import verdict
 
-    described = {
-        "directory": str(directory), "clean": clean, "source": source or run.get("source"), "suite": suite,
-        "archs": archs, "arms": arms or list(ARMS), "seeds": seeds, "victim": asdict(config), "device": str(where),
-        "protection": {k: manifest[k] for k in ("method", "config", "seed", "eps", "compat") if k in manifest},
-        "versions": info.collect(),
-    }  # fmt: skip
+    directory = Path(directory)
+    out = Path(out) if out else directory / "attack"
+    archs = [arch] if isinstance(arch, str) else list(arch)
+    suite = countermeasures.suite(suite)
+    where = resolve_device(device)
+    config = VictimConfig(epochs=epochs, batch=batch, precision=resolve_precision(precision, where))
+    manifest, run = _manifest_and_run(directory)
+    material = _material(directory, clean, source, labels, size, manifest, run).to(where)
+    arms = tuple(arms or (ARMS if material.originals else ("protected",)))
+    material.check(arms)
+    _check_archs(archs, material.protected)
+
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out / "attack.json", described)
+    settings = {
+        "directory": str(directory),
+        "clean": _name(clean),
+        "source": _name(source or run.get("source")),
+        "suite": ",".join(countermeasure.name for countermeasure in suite),
+        "archs": archs,
+        "arms": list(arms),
+        "seeds": list(seeds),
+        "victim": asdict(config),
+        "device": str(where),
+        **_protection_and_versions(manifest),
+    }
+    atomic_write_json(out / "attack.json", settings)
     rows = []
     for row in evaluate(
-        protected, originals, test, levels=manifest["levels"], suite=suite, archs=archs, seeds=seeds,
-        config=config, out=out, arms=tuple(arms or ARMS), progress=progress,
-    ):  # fmt: skip
+        material,
+        suite=suite,
+        archs=archs,
+        seeds=list(seeds),
+        config=config,
+        out=out,
+        arms=arms,
+        progress=progress,
+    ):
         rows.append(row)
         on_row(row)
-    files = write_report(out, rows, described, protected.num_classes, directory / "preview.png")
-    return AttackResult(
-        rows, text_table(rows), verdict(rows, protected.num_classes), [out / "results.json", *files]
+    classes = material.protected.num_classes
+    files = write_report(out, rows, settings, classes, directory / "preview.png")
+    files = [out / "results.json", *files]
+    return AttackResult(rows, text_table(rows), verdict(rows, classes), files)
+
+
+def _manifest_and_run(directory: Path) -> tuple[dict, dict]:
+    """What protect wrote of itself; run.json may be gone, the pictures' owner keeps it back."""
+    from fastue.data.layout import RUN_FILE
+    from fastue.data.store import NoiseStore
+
+    manifest = NoiseStore.open(directory, shards=False).manifest  # pictures count, not the noise
+    path = directory / RUN_FILE
+    return manifest, json.loads(path.read_text()) if path.exists() else {}
+
+
+def _material(
+    directory: Path,
+    clean: Source,
+    source: Source | None,
+    labels: str | os.PathLike[str] | None,
+    size: int | None,
+    manifest: dict,
+    run: dict,
+) -> Material:
+    from fastue.data.budget import Budget
+    from fastue.data.verify import open_protected
+    from fastue.protocol.cells import Material
+
+    size = size or run.get("size")
+    return Material(
+        open_protected(directory),
+        _originals(source, run.get("source"), size, manifest),
+        _opened(clean, size, labels),
+        Budget.of(manifest),
     )
 
 
+def _protection_and_versions(manifest: dict) -> dict:
+    from fastue.core import info
+
+    names = ("method", "config", "seed", "eps", "compat")
+    protection = {name: manifest[name] for name in names if name in manifest}
+    return {"protection": protection, "versions": info.collect()}
+
+
+def _opened(
+    source: Source, size: int | None, labels: str | os.PathLike[str] | None = None
+) -> ImageDataset:
+    from fastue.data.dataset import ImageDataset
+    from fastue.data.sources import open_dataset
+
+    if isinstance(source, ImageDataset):
+        return source
+    return open_dataset(source, size=size, labels=labels)
+
+
+def _name(source: Source | None) -> str | None:
+    """What attack.json calls a source."""
+    return source if source is None else str(getattr(source, "source", source))
+
+
+def _check_archs(archs: list[str], data: ImageDataset) -> None:
+    """A wrong name fails before the first training."""
+    from fastue.models import build
+
+    for arch in archs:
+        build(arch, data.num_classes, data.shape[0])
+
+
 def _originals(
-    source: str | None, size: int | None, manifest: dict, *, required: bool
+    source: Source | None, read_from: str | None, size: int | None, manifest: dict
 ) -> ImageDataset | None:
-    """The clean originals if they are at `source` and are the ones that were protected."""
-    if source is None:
+    """The clean originals if they are at `source`, or where protect read them, and still are the
+    pictures that were protected. With a `source` it is an error if they are not."""
+    if source is None and read_from is None:
         return None
+    place = read_from if source is None else source
     try:
-        data = open_dataset(source, size=size)
+        data = _opened_by_manifest(place, size, manifest)
+        if data.fingerprint() != manifest["source_fingerprint"]:
+            raise DataError(
+                f"--source {_name(place)}: these are not the pictures that were protected "
+                "(fingerprint differs)"
+            )
     except DataError:
-        if required:
+        if source is not None:
             raise
         return None
-    if data.fingerprint() != manifest["source_fingerprint"]:
-        if required:
-            raise DataError(
-                f"--source {source}: these are not the pictures that were protected (fingerprint differs)"
-            )
-        return None
     return data
+
+
+def _opened_by_manifest(place: Source, size: int | None, manifest: dict) -> ImageDataset:
+    """A folder that protect read with --labels need not be sorted: the manifest has the labels."""
+    from fastue.data.dataset import ImageDataset
+    from fastue.data.folder import open_folder
+
+    classes = [manifest["classes"][label] for label in manifest["labels"]]
+    table = dict(zip(manifest["ids"], classes, strict=True))
+    sorted_by_class = all(name.split("/")[0] == label for name, label in table.items())
+    if isinstance(place, ImageDataset) or sorted_by_class or not Path(place).is_dir():
+        return _opened(place, size)
+    return open_folder(Path(place), size=size, table=table, on_error="stop")

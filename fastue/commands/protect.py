@@ -1,105 +1,187 @@
-"""`fastue protect` as a function: pictures in, noise by a method, then store, written pictures and manifest.
+"""`fastue protect` as a function: pictures in, noise by a method, then store, written pictures and
+manifest.
 
-The directory it fills: `run.json` (arguments, source, versions; written first), `work/` (checkpoints while running),
-`noise/` (shards), `images/` (the protected pictures), `surrogate.safetensors` (the network the noise was made with, for
-`fastue certify`), `manifest.json` (written last: its presence means complete).
-Publish `images/` only: the noise undoes the protection.
+The directory it fills: `run.json` (arguments, source, versions; written first), `work/`
+(checkpoints while running), `noise/` (shards), `images/` (the protected pictures),
+`surrogate.safetensors` (the network the noise was made with, for `fastue certify`; some methods
+have none), `manifest.json` (written last: its presence means complete), `preview.png`. Publish
+`images/` only: the noise undoes the protection.
 """
 
 import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fastue import models
+from fastue import methods
+from fastue.commands.plan import plan as plan_text
 from fastue.core import info
 from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
 from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, writing
 from fastue.data.dataset import ImageDataset
 from fastue.data.layout import MANIFEST, RUN_FILE, SURROGATE_FILE
+from fastue.data.preview import preview_of
+from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore, tidy
 from fastue.data.writers import write_folder
-from fastue.methods.base import Checkpointer, Perturbation, budget_levels
-from fastue.methods.emn import EMNConfig, emn, published_stop
-from fastue.methods.pue import pue
+from fastue.methods.base import Checkpointer, Config, Perturbation, silent
 from fastue.models import saved
+from fastue.models.training import resolve_device
 
-METHODS = {"emn": emn, "pue": pue}
-COMPATS = {
-    "none": "signed noise, rounded to nearest",
-    "emn2021": "as the public EMN code: stops after one good sweep, and every negative noise value becomes 0",
-}
+
+@dataclass
+class ProtectResult:
+    """What a call of `protect` came to."""
+
+    directory: Path
+    perturbation: Perturbation | None = None  # None: it was all there already, or only a plan
+    seconds: float = 0.0
+    plan: str = ""  # time, memory and disk, where only these were asked for
+
+    @property
+    def converged(self) -> bool:
+        """False where the method's stop rule was not met in this call: do not trust the noise."""
+        return self.perturbation is None or self.perturbation.converged
 
 
 def protect(
-    data: ImageDataset,
-    out: Path,
-    config: EMNConfig,
+    source: str | os.PathLike[str] | ImageDataset,
+    out: str | os.PathLike[str],
+    method: str = "emn",
     *,
-    device: torch.device,
-    compat: str = "none",
+    device: str | torch.device = "auto",
+    plan: bool = False,
     size: int | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    skip_bad: bool = False,
     checkpoint_seconds: float = 30.0,
     clock: Clock | None = None,
-    progress: Callable[[str, int, int, dict], None] = lambda phase, done, total, info: None,
-) -> Perturbation | None:
-    """Protect `data` into `out`; None if `out` already holds the finished result of the same arguments.
+    progress: Callable[[str, int, int, dict], None] = silent,
+    tell: Callable[[str], None] = lambda line: None,
+    **settings,
+) -> ProtectResult:
+    """Write a protected copy of the pictures in `source` to the directory `out`.
 
-    Killed at any moment and called again with the same arguments, it goes on from the last checkpoint and ends in the
-    same bytes. Raises UsageError where `out` holds something else or another process is writing there.
+    source    a folder of class sub-folders, a .npz with x and y, torchvision:NAME:PATH, demo:train,
+              or a data set
+    method    emn, pue or lsp; `settings` are its flags, with underscores for hyphens: mode="class",
+              eps=8/255, seed=1
+    device    auto, cpu, cuda, cuda:1
+    plan      only say what it will take, in `.plan` of the result
+    size      resize the shorter side to this and cut out the centre
+    labels    a CSV table of `file,class` lines for a folder that is not sorted into classes
+    skip_bad  leave out pictures that cannot be read
+    progress  called as progress(phase, done, total, info); `tell` with lines for people
+
+    Killed at any moment and called again with the same arguments, it goes on from the last
+    checkpoint (one every `checkpoint_seconds`) and ends in the same bytes. Raises UsageError for
+    wrong arguments, and where `out` holds something else or another process is writing there;
+    DataError for pictures that cannot be used.
     """
-    if compat not in COMPATS:
-        raise UsageError(f"--compat {compat}: use one of {', '.join(COMPATS)}")
-    if compat == "emn2021":
-        config = published_stop(config)
-    levels = budget_levels(config.eps)
-    models.build(
-        config.arch, data.num_classes, data.shape[0]
-    )  # a wrong name fails before anything is written
+    start = time.perf_counter()
+    out, where = Path(out), resolve_device(str(device))
+    kind = methods.get(method)
+    config = methods.configure(method, settings).on(where)
+    data = _opened(source, size, labels, skip_bad)
+    for note in data.notes:
+        tell(f"note: {note}")
+    tell(
+        f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; "
+        f"{method}, {config.text()}, on {where}"
+    )
+    kind.check(data, config)
+    if plan:
+        return ProtectResult(out, plan=plan_text(data.to(where), kind, config))
+    for warning in config.warnings():
+        tell(f"warning: {warning}")
+    checkpoint = Checkpointer(out / "work", checkpoint_seconds)
     arguments = {
-        "method": config.method, "config": asdict(config), "compat": compat, "size": size, "device": device.type,
+        "method": method,
+        "config": config.record(),
+        "compat": config.compat,
+        "size": size,
+        "device": where.type,
         "source_fingerprint": data.fingerprint(),
-    }  # fmt: skip
+    }
+    perturbation = None
     with _claimed(out):
         tidy(out)
         run = _begin(out, arguments, data.source)
-        if (out / MANIFEST).exists():
-            shutil.rmtree(out / "work", ignore_errors=True)
-            return None
-        # Sums of a network's layers may depend on the number of threads: a resumed run keeps what it began with.
-        torch.set_num_threads(run["threads"])
-        free_space_check(out, _bytes_needed(data, config))
-        checkpoint = Checkpointer(out / "work", checkpoint_seconds)
-        result = METHODS[config.method](
-            data.to(device), config, checkpoint=checkpoint, clock=clock, progress=progress
-        )
-        noise = result.quantised()
+        if not (out / MANIFEST).exists():
+            # Sums of a network's layers may depend on the number of threads: a resumed run keeps
+            # what it began with.
+            torch.set_num_threads(run["threads"])
+            free_space_check(out, _bytes_needed(data, config))
+            clock = clock or Clock()
+            perturbation = kind.make(
+                data.to(where), config, checkpoint=checkpoint, clock=clock, progress=progress
+            )
+            with clock("store"):
+                _write(out, data, config, perturbation, progress)
+        shutil.rmtree(out / "work", ignore_errors=True)
+        if perturbation or not (out / "preview.png").exists():
+            preview_of(out, data)
+    return ProtectResult(out, perturbation, time.perf_counter() - start)
 
-        with (clock or Clock())("store"):
-            store = NoiseStore.create(
-                out, data, per=result.per, eps=config.eps, levels=levels,
-                header={"method": config.method, "config": asdict(config), "compat": compat, "history": result.history},
-            )  # fmt: skip
-            for shard in store.missing_shards():
-                store.write_shard(shard, noise[store.shard_slice(shard)])
-            rows = data.labels if config.mode == "class" else torch.arange(len(data))
-            files = write_folder(
-                out / "images", data, noise, rows, compat_emn2021=compat == "emn2021",
-                progress=lambda done, total: progress("write", done, total, {}),
-            )  # fmt: skip
-            saved.save(
-                out / SURROGATE_FILE, result.surrogate, arch=config.arch, classes=data.classes, channels=data.shape[0],
-                trained_by=f"fastue protect --method {config.method}", config=asdict(config),
-            )  # fmt: skip
-            store.finish(files)
-            shutil.rmtree(out / "work", ignore_errors=True)
-    return result
+
+def _opened(source, size: int | None, labels, skip_bad: bool) -> ImageDataset:
+    if isinstance(source, ImageDataset):
+        if labels is not None or size is not None:
+            raise UsageError("--size and --labels go with files; this data set is open already")
+        return source
+    if labels is not None and not Path(labels).exists():
+        raise UsageError(f"--labels {labels}: no such file")
+    return open_dataset(source, size=size, labels=labels, on_error="skip" if skip_bad else "stop")
+
+
+def _write(
+    out: Path, data: ImageDataset, config: Config, result: Perturbation, progress: Callable
+) -> None:
+    """Everything but the checkpoints; the manifest comes last."""
+    noise = result.quantised()
+    header = {
+        "method": config.method,
+        "config": config.record(),
+        "compat": config.compat,
+        "history": result.history,
+    }
+    store = NoiseStore.create(
+        out,
+        data,
+        per=result.per,
+        eps=result.eps,
+        norm=result.norm,
+        change=result.change,
+        header=header,
+    )
+    for shard in store.missing_shards():
+        store.write_shard(shard, noise[store.shard_slice(shard)])
+    files = write_folder(
+        out / "images",
+        data,
+        noise,
+        result.rows(data.labels),
+        change=result.change,
+        progress=lambda done, total: progress("write", done, total, {}),
+    )
+    if result.surrogate is not None:
+        saved.save(
+            out / SURROGATE_FILE,
+            result.surrogate,
+            arch=result.arch,
+            classes=data.classes,
+            channels=data.shape[0],
+            trained_by=f"fastue protect --method {config.method}",
+            config=config.record(),
+        )
+    store.finish(files)
 
 
 def _begin(out: Path, arguments: dict, source: str) -> dict:
@@ -123,12 +205,13 @@ def _begin(out: Path, arguments: dict, source: str) -> dict:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path}: damaged ({error}); name a new --out") from error
+    before = _flat(run)
     for name, value in _flat(arguments).items():
-        before = _flat(run).get(name)
-        if before != value:
+        if before.get(name) != value:
             raise UsageError(
-                f"--out {out}: holds a run with another {name} ({before!r}, now {value!r}); "
-                "repeat its arguments to go on with it, or name a new directory"
+                f"--out {out}: holds a run with another {name} "
+                f"({before.get(name)!r}, now {value!r}); repeat its arguments "
+                "to go on with it, or name a new directory"
             )
     return run
 
@@ -136,9 +219,8 @@ def _begin(out: Path, arguments: dict, source: str) -> dict:
 def _flat(tree: dict, prefix: str = "") -> dict:
     flat = {}
     for name, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
     return flat
 
 
@@ -160,8 +242,10 @@ def _claimed(out: Path) -> Iterator[None]:
             os.unlink(out / ".lock")
 
 
-def _bytes_needed(data: ImageDataset, config: EMNConfig) -> int:
-    """An upper estimate of the disk a run takes: pictures, noise, and two checkpoints of the working state."""
+def _bytes_needed(data: ImageDataset, config: Config) -> int:
+    """An upper estimate of the disk a run takes: pictures, noise, and two checkpoints of the
+    working state.
+    """
     rows = len(data) if config.mode == "sample" else data.num_classes
     pixels = data.images[0].numel()
     return len(data) * (pixels + 1024) + rows * pixels * (1 + 2 * 4) + (64 << 20)

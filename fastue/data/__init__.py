@@ -1,26 +1,31 @@
-"""Pictures in, batches through the middle, protected pictures and their noise out."""
+"""Pictures in, batches through the middle, protected pictures and their noise out.
 
-from fastue.data.augment import crop_flip
-from fastue.data.dataset import Batch, ImageDataset, batches, epoch_order, gather
-from fastue.data.keyed import keyed_generator
-from fastue.data.sources import open_dataset
-from fastue.data.store import NoiseStore
-from fastue.data.verify import VerifyResult, open_protected
-from fastue.data.writers import protected_pictures, write_folder, write_npz
+What is named here is imported when it is first asked for: a method's settings need none of it.
+"""
 
-__all__ = [
-    "Batch",
-    "ImageDataset",
-    "NoiseStore",
-    "VerifyResult",
-    "batches",
-    "crop_flip",
-    "epoch_order",
-    "gather",
-    "keyed_generator",
-    "open_dataset",
-    "open_protected",
-    "protected_pictures",
-    "write_folder",
-    "write_npz",
-]
+import importlib
+
+_MODULES = {
+    "Batch": "dataset",
+    "ImageDataset": "dataset",
+    "NoiseStore": "store",
+    "VerifyResult": "verify",
+    "batches": "dataset",
+    "crop_flip": "augment",
+    "epoch_order": "dataset",
+    "gather": "dataset",
+    "keyed_generator": "keyed",
+    "open_dataset": "sources",
+    "open_protected": "verify",
+    "protected_pictures": "writers",
+    "write_folder": "writers",
+    "write_npz": "writers",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

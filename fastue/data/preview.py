@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fastue.data.atomic import atomic_write_bytes
+from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset
 from fastue.data.pictures import decode
 from fastue.data.store import NoiseStore
@@ -54,8 +55,11 @@ def preview_of(directory: Path, originals: ImageDataset, rows: int = 8) -> Path:
     chosen = (first + [i for i in range(len(labels)) if i not in set(first)])[:rows]
     files = [directory / manifest["pictures"]["files"][row] for row in chosen]
     written = torch.from_numpy(np.stack([decode(file)[0] for file in files])).permute(0, 3, 1, 2)
+    clean, levels = originals.images[chosen].cpu(), manifest["levels"]
+    if Budget.of(manifest).norm != "linf":  # no bound on a single value: drawn to what is there
+        levels = int((written.int() - clean.int()).abs().max())
     buffer = io.BytesIO()
-    preview_grid(originals.images[chosen].cpu(), written, manifest["levels"]).save(buffer, "PNG")
+    preview_grid(clean, written, levels).save(buffer, "PNG")
     path = directory / "preview.png"
     atomic_write_bytes(path, buffer.getvalue())
     return path

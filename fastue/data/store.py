@@ -1,12 +1,14 @@
-"""The noise store: int8 noise in 1/255 in sharded safetensors files, and a manifest that is written last.
+"""The noise store: int8 noise in 1/255 in sharded safetensors files, and a manifest that is written
+last.
 
     OUT/noise/unfinished.json            what is being made here; gone when the manifest stands
     OUT/noise/shard-00000.safetensors    noise int8 [rows, C, H, W]
     OUT/noise/pictures.safetensors       sha256 of each written picture's pixels, uint8 [N, 32]
-    OUT/manifest.json                    everything needed to look the noise up and to check the pictures
+    OUT/manifest.json                    everything needed to look the noise up and to check the
+                                         pictures
 
-The shard is the unit of commit: it is there whole or not at all. No file holds a time or a host name, so equal runs
-give equal bytes.
+The shard is the unit of commit: it is there whole or not at all. No file holds a time or a host
+name, so equal runs give equal bytes.
 """
 
 import hashlib
@@ -32,6 +34,7 @@ from fastue.data.atomic import (
     remove_stale,
     writing,
 )
+from fastue.data.budget import CHANGES, Budget, change_of, lengths, within_length
 from fastue.data.dataset import ImageDataset
 from fastue.data.layout import MANIFEST
 from fastue.data.tensorfile import file_sha256, read_header, read_tensors, write_tensors
@@ -42,7 +45,8 @@ _UNFINISHED = "noise/unfinished.json"
 _PICTURES = "noise/pictures.safetensors"
 _SHARD_ROWS = 4096
 _SHARD_BYTES = 64 << 20
-# What the noise is a function of, as far as the store can tell; a run that differs in one of these is another run.
+# What the noise is a function of, as far as the store can tell; a run that differs in one of these
+# is another run.
 _IDENTITY = (
     "method",
     "config",
@@ -55,6 +59,9 @@ _IDENTITY = (
     "shard_rows",
     "source_fingerprint",
 )
+# The same for what came later. Named only where it is not what it always was, so that old stores
+# stay as they are.
+_LATER = {"norm": "linf", "change": "additive"}
 _REQUIRED = (
     *_IDENTITY,
     "format",
@@ -70,7 +77,9 @@ _REQUIRED = (
 
 @dataclass(frozen=True)
 class WrittenPictures:
-    """What a writer wrote: file names relative to the run's directory, in row order (or one .npz), and pixel hashes."""
+    """What a writer wrote: file names relative to the run's directory, in row order (or one .npz),
+    and pixel hashes.
+    """
 
     kind: str  # "png" or "npz"
     files: list[str]
@@ -81,7 +90,8 @@ class WrittenPictures:
 class NoiseStore:
     """Noise of one data set in a directory; made by `create`, read by `open`.
 
-    `header` (while it grows) and `manifest` (once it is finished) are plain dicts; `per` is "sample" or "class".
+    `header` (while it grows) and `manifest` (once it is finished) are plain dicts; `per` is
+    "sample" or "class".
     """
 
     def __init__(self, directory: Path, header: dict[str, Any], *, finished: bool):
@@ -99,30 +109,37 @@ class NoiseStore:
         per: str,
         eps: float,
         header: dict[str, Any],
+        norm: str = "linf",
+        change: str | None = None,
         levels: int | None = None,
         shard_rows: int | None = None,
     ) -> "NoiseStore":
-        """Begin a store for the noise of `dataset`, or go on with one that a killed run left in `directory`.
+        """Begin a store for the noise of `dataset`, or go on with one that a killed run left in
+        `directory`.
 
-        `eps` is the budget in [0,1] pixel units, `levels` the same in whole steps of 1/255 (default: rounded down).
-        `header` holds `method` and `config`, optionally `seed` (else the config's), `compat`, and anything else that
-        can be JSON. Raises UsageError when the directory holds another run or other files, DataError when the disk is
-        too small.
+        `eps` is the budget in [0,1] pixel units and `norm` what it bounds ("linf": each value,
+        "l2": a picture's 2-norm); `levels` is the largest value in whole steps of 1/255 (default:
+        what the budget allows, rounded down). `change` says how noise becomes a picture (see
+        fastue.data.budget; default: what the header's `compat` stands for). `header` holds `method`
+        and `config`, optionally `seed` (else the config's), `compat`, and anything else that can be
+        JSON. Raises UsageError when the directory holds another run or other files, DataError when
+        the disk is too small.
         """
         directory = Path(directory)
-        full = _full_header(dataset, per, eps, levels, shard_rows, header)
+        full = _full_header(dataset, per, eps, norm, change, levels, shard_rows, header)
         for name in (MANIFEST, _UNFINISHED):
             if (directory / name).exists():
-                found = _read_json(directory / name)
-                _check_same(directory, found, full)
-                store = cls(directory, found, finished=name == MANIFEST)
+                header_there = _read_json(directory / name)
+                _check_same(directory, header_there, full)
+                store = cls(directory, header_there, finished=name == MANIFEST)
                 tidy(directory)
                 return store
         for name in ("noise", "images"):
             remove_stale(directory / name)
             if (directory / name).is_dir() and any((directory / name).iterdir()):
                 raise UsageError(
-                    f"{directory / name}: holds files that no fastue run here wrote; choose another --out"
+                    f"{directory / name}: holds files that no fastue run here wrote; "
+                    "choose another --out"
                 )
         free_space_check(directory, full["rows"] * int(np.prod(full["shape"])) + (1 << 20))
         make_folder(directory / "noise")
@@ -135,8 +152,9 @@ class NoiseStore:
     ) -> "NoiseStore":
         """A finished store. Raises DataError that names the file at fault.
 
-        The manifest must hold together and every shard must be there, whole and within the budget. checksums=False
-        leaves out reading the shards' contents; shards=False asks for the manifest only (the noise may be elsewhere).
+        The manifest must hold together and every shard must be there, whole and within the budget.
+        checksums=False leaves out reading the shards' contents; shards=False asks for the manifest
+        only (the noise may be elsewhere).
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -144,7 +162,8 @@ class NoiseStore:
         if not (directory / MANIFEST).exists():
             if (directory / _UNFINISHED).exists():
                 raise DataError(
-                    f"{directory}: the run here is unfinished; start it again with the same arguments"
+                    f"{directory}: the run here is unfinished; "
+                    "start it again with the same arguments"
                 )
             raise DataError(f"{directory}: not made by fastue protect (no {MANIFEST})")
         manifest = _read_json(directory / MANIFEST)
@@ -160,9 +179,19 @@ class NoiseStore:
         """The manifest of a finished store."""
         if not self.finished:
             raise DataError(
-                f"{self.directory}: the run here is unfinished; start it again with the same arguments"
+                f"{self.directory}: the run here is unfinished; "
+                "start it again with the same arguments"
             )
         return self.header
+
+    @property
+    def budget(self) -> Budget:
+        return Budget.of(self.header)
+
+    @property
+    def change(self) -> str:
+        """How noise becomes a picture: one of fastue.data.budget.CHANGES."""
+        return change_of(self.header)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -191,30 +220,32 @@ class NoiseStore:
         ]
 
     def write_shard(self, shard: int, noise: Tensor) -> None:
-        """Commit int8 noise [rows, C, H, W] of one shard. Raises DataError when it breaks the type or the budget."""
+        """Commit int8 noise [rows, C, H, W] of one shard. Raises DataError when it breaks the type
+        or the budget.
+        """
         rows = self.shard_slice(shard)
         expected = (rows.stop - rows.start, *self.shape)
         if noise.dtype != torch.int8 or tuple(noise.shape) != expected:
-            found = f"{str(noise.dtype).removeprefix('torch.')} {list(noise.shape)}"
+            kind = f"{str(noise.dtype).removeprefix('torch.')} {list(noise.shape)}"
             raise DataError(
-                f"shard {shard}: noise must be int8 {list(expected)} in 1/255, not {found}"
+                f"shard {shard}: noise must be int8 {list(expected)} in 1/255, not {kind}"
             )
-        strongest = _strongest(noise)
-        if strongest > self.header["levels"]:
-            raise DataError(
-                f"shard {shard}: noise of {strongest}/255 is over the budget {self.header['levels']}/255"
-            )
+        if excess := _over_budget(noise, self.header):
+            raise DataError(f"shard {shard}: {excess}")
         write_tensors(
             self.shard_path(shard), {"noise": noise.contiguous()}, self._shard_state(shard)
         )
 
     def finish(self, pictures: WrittenPictures | None = None) -> dict[str, Any]:
-        """Write the manifest, after which the store is complete; returns it. All shards have to be there."""
+        """Write the manifest, after which the store is complete; returns it. All shards have to be
+        there.
+        """
         if self.finished:
             return self.header
         if missing := self.missing_shards():
             raise DataError(
-                f"{self.directory}: {len(missing)} shards are not written yet, the first is {missing[0]}"
+                f"{self.directory}: {len(missing)} shards are not written yet, "
+                f"the first is {missing[0]}"
             )
         manifest = dict(self.header)
         manifest["shards"] = [
@@ -244,18 +275,20 @@ class NoiseStore:
         return manifest
 
     def rows(self, index: Tensor | np.ndarray | Sequence[int] | Sequence[str]) -> Tensor:
-        """Noise int8 [B, C, H, W] of data set rows, given by number or by id; class-wise noise by the row's label.
+        """Noise int8 [B, C, H, W] of data set rows, given by number or by id; class-wise noise by
+        the row's label.
 
-        Only the rows asked for are read. Raises DataError for an id or a row that is not in the store.
+        Only the rows asked for are read. Raises DataError for an id or a row that is not in the
+        store.
         """
-        wanted = self._numbers(index)
+        numbers = self._numbers(index)
         if self.header["per"] == "class":
-            wanted = np.asarray(self.header["labels"], dtype=np.int64)[wanted]
-        out = np.empty((len(wanted), *self.shape), dtype=np.int8)
-        shards = wanted // self.header["shard_rows"]
+            numbers = np.asarray(self.header["labels"], dtype=np.int64)[numbers]
+        out = np.empty((len(numbers), *self.shape), dtype=np.int8)
+        shards = numbers // self.header["shard_rows"]
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
-            out[places] = self._map(int(shard))[wanted[places] - shard * self.header["shard_rows"]]
+            out[places] = self._map(int(shard))[numbers[places] - shard * self.header["shard_rows"]]
         return torch.from_numpy(out)
 
     def bank(self) -> Tensor:
@@ -265,7 +298,7 @@ class NoiseStore:
         )
 
     def shard_problems(self, *, checksums: bool = True) -> list[str]:
-        """What is wrong with the shards of a finished store, one line each; empty when all is well."""
+        """What is wrong with the shards of a finished store, one line each."""
         problems = []
         for shard, entry in enumerate(self.manifest["shards"]):
             problem = self._shard_problem(shard, checksums=checksums)
@@ -291,8 +324,8 @@ class NoiseStore:
                 return f"{path}: does not hold int8 noise of the right shape"
             if checksums:
                 noise = read_tensors(path)[0]["noise"]
-                if _strongest(noise) > self.header["levels"]:
-                    return f"{path}: noise over the budget of {self.header['levels']}/255"
+                if excess := _over_budget(noise, self.header):
+                    return f"{path}: {excess}"
         except DataError as error:
             return str(error)
         return None
@@ -319,7 +352,9 @@ class NoiseStore:
 
 
 def tidy(directory: Path) -> None:
-    """Remove what a kill may have left: temporary files, and beside a manifest the mark of an unfinished run."""
+    """Remove what a kill may have left: temporary files, and beside a manifest the mark of an
+    unfinished run.
+    """
     remove_stale(directory)
     if (directory / MANIFEST).exists():
         with writing(directory):
@@ -345,27 +380,37 @@ def _strongest(noise: Tensor) -> int:
     return max(int(noise.max()), -int(noise.min())) if noise.numel() else 0
 
 
+def _over_budget(noise: Tensor, header: dict[str, Any]) -> str | None:
+    """In words, how int8 noise breaks the budget of its store."""
+    strongest, budget = _strongest(noise), Budget.of(header)
+    if strongest > header["levels"]:
+        return f"noise of {strongest}/255 is over the budget {header['levels']}/255"
+    if budget.norm == "l2" and len(noise):
+        longest = float(lengths(noise).max())
+        if not within_length(longest, budget.eps):
+            return f"noise of 2-norm {longest / 255:.4g} is over the budget {budget.eps:.4g}"
+    return None
+
+
 def _full_header(
     dataset: ImageDataset,
     per: str,
     eps: float,
+    norm: str,
+    change: str | None,
     levels: int | None,
     shard_rows: int | None,
     header: dict[str, Any],
 ) -> dict[str, Any]:
     if per not in ("sample", "class"):
         raise UsageError(f'noise is per "sample" or per "class", not {per!r}')
-    if not 0 < eps < 1:  # NaN included
-        raise UsageError(
-            f"eps must be between 0 and 1 in pixel units (8/255 for eight levels), not {eps:g}"
-        )
+    if change not in (None, *CHANGES):
+        raise UsageError(f"change {change!r}: use one of {', '.join(CHANGES)}")
+    most = Budget(eps, norm).levels
     if levels is None:
-        levels = int(eps * 255 + 1e-6)
-    # One thousandth of a level of slack: 8/255 as a float times 255 may be 7.9999999.
-    if not 1 <= levels <= 127 or levels > eps * 255 + 1e-3:
-        raise UsageError(
-            f"eps {eps:g} is {eps * 255:g}/255; as int8 noise it must be at least 1/255 and at most 127/255"
-        )
+        levels = most
+    if not 1 <= levels <= most:
+        raise UsageError(f"levels {levels}: eps {eps:g} allows 1 to {most} steps of 1/255")
     pixels = int(np.prod(dataset.shape))
     if shard_rows is None:
         shard_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // pixels))
@@ -389,6 +434,10 @@ def _full_header(
         "source": dataset.source,
         "source_fingerprint": dataset.fingerprint(),
     }
+    if norm != _LATER["norm"]:
+        full["norm"] = norm
+    if change not in (None, change_of(full)):
+        full["change"] = change
     if "method" not in full:
         raise UsageError("the header of a store needs the name of its method")
     try:
@@ -399,17 +448,18 @@ def _full_header(
 
 
 def _digest(header: dict[str, Any]) -> str:
-    return hashlib.sha256(
-        canonical_json({name: header.get(name) for name in _IDENTITY}).encode()
-    ).hexdigest()
+    identity = {name: header.get(name) for name in _IDENTITY}
+    identity |= {name: header[name] for name in _LATER if name in header}
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
-def _check_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = [name for name in _IDENTITY if found.get(name) != wanted.get(name)]
+def _check_same(directory: Path, there: dict[str, Any], header: dict[str, Any]) -> None:
+    names = (*_IDENTITY, *_LATER)
+    different = [name for name in names if there.get(name) != header.get(name)]
     if not different:
         return
     name = different[0]
-    before, now = found.get(name), wanted.get(name)
+    before, now = there.get(name), header.get(name)
     if isinstance(before, dict) and isinstance(now, dict):
         name = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
         before, now = before.get(name), now.get(name)
@@ -434,7 +484,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     if manifest.get("format") != FORMAT:
         raise DataError(
-            f"{path}: format {manifest.get('format')!r}, this version of fastue reads format {FORMAT}"
+            f"{path}: format {manifest.get('format')!r}, "
+            f"this version of fastue reads format {FORMAT}"
         )
     missing = [name for name in _REQUIRED if name not in manifest]
     if missing:
@@ -453,7 +504,7 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
             and type(manifest["shard_rows"]) is int
             and manifest["shard_rows"] > 0
             and type(manifest["levels"]) is int
-            and 1 <= manifest["levels"] <= manifest["eps"] * 255 + 1e-3
+            and 1 <= manifest["levels"] <= Budget.of(manifest).levels
             and [entry["file"] for entry in manifest["shards"]]
             == [_shard_name(k) for k in range(-(-manifest["rows"] // manifest["shard_rows"]))]
         )
@@ -463,8 +514,10 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
                 good and pictures["hashes"] == _PICTURES and all(map(is_inside, pictures["files"]))
             )
             good = good and len(pictures["files"]) == (n if pictures["kind"] == "png" else 1)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UsageError) as error:
         raise DataError(f"{path}: damaged: {error!r}") from error
+    if change_of(manifest) not in CHANGES:
+        raise DataError(f"{path}: pictures changed by {manifest['change']!r}: needs a newer fastue")
     if not good:
         raise DataError(f"{path}: damaged: its entries do not fit together")
 

@@ -1,4 +1,6 @@
-"""Read a protected directory back: as a data set to train on, and to check every file against noise and originals."""
+"""Read a protected directory back: as a data set to train on, and to check every file against noise
+and originals.
+"""
 
 import math
 import os
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 
 from fastue.core.errors import DataError
+from fastue.data.budget import Budget, within_length
 from fastue.data.dataset import ImageDataset
 from fastue.data.folder import read_pictures, some
 from fastue.data.npz import open_npz
@@ -25,17 +28,20 @@ _BLOCK = 128
 
 @dataclass
 class VerifyResult:
-    """What a check of a protected directory found. `ok` means that nothing is wrong.
+    """What a check of a protected directory came to. `ok` means that nothing is wrong.
 
-    The lists hold file names (of an .npz: ids). `max_levels` and `psnr` compare the written pictures with the
-    originals and are None when no source was given.
+    The lists hold file names (of an .npz: ids). `max_levels` (in 1/255), `max_l2` (the longest
+    difference of a picture as a 2-norm in [0,1] pixel units) and `psnr` compare the written
+    pictures with the originals and are None when no source was given.
     """
 
     pictures: int = 0
     checked: int = 0
     source_checked: bool = False
     levels: int = 0
+    budget: Budget = Budget(8 / 255)
     max_levels: int | None = None
+    max_l2: float | None = None
     psnr: float | None = None
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -57,7 +63,7 @@ class VerifyResult:
             "pixels differ from what was written": self.changed,
             "wrong size": self.wrong_size,
             "not PNG files any more (encoded again?)": self.lossy,
-            f"over the budget of {self.levels}/255": self.over_budget,
+            f"over the budget of {self._limit()}": self.over_budget,
             "label differs": self.wrong_label,
             "not in the source": self.not_in_source,
         }
@@ -72,23 +78,31 @@ class VerifyResult:
 
     def text(self) -> str:
         """The report as printed."""
-        lines = [f"{self.checked} of {self.pictures} pictures decoded, budget {self.levels}/255"]
+        lines = [f"{self.checked} of {self.pictures} pictures decoded, budget {self._limit()}"]
         if self.source_checked:
             psnr = "none changed" if self.psnr == math.inf else f"PSNR {self.psnr:.2f} dB"
-            lines.append(f"against the source: largest difference {self.max_levels}/255, {psnr}")
+            largest = f"{self.max_levels}/255"
+            if self.budget.norm == "l2":
+                largest += f", largest 2-norm {self.max_l2:.4g}"
+            lines.append(f"against the source: largest difference {largest}, {psnr}")
         else:
             lines.append(
-                "no source given: pixels checked against the hashes of this run, not against the originals"
+                "no source given: pixels checked against the hashes of this run, "
+                "not against the originals"
             )
         lines += [f"WRONG: {line}" for line in self.problems()] or ["ok: nothing is wrong"]
         return "\n".join(lines)
 
+    def _limit(self) -> str:
+        return f"{self.levels}/255" if self.budget.norm == "linf" else self.budget.text()
+
 
 def open_protected(directory: str | os.PathLike[str]) -> ImageDataset:
-    """The pictures as written, decoded from their files, with the ids, labels and classes of the manifest.
+    """The pictures as written, decoded from their files, with the ids, labels and classes of the
+    manifest.
 
-    The noise itself is not needed. Raises DataError when the run is unfinished or files are missing, unreadable or of
-    another size.
+    The noise itself is not needed. Raises DataError when the run is unfinished or files are
+    missing, unreadable or of another size.
     """
     directory = Path(directory)
     manifest = NoiseStore.open(directory, shards=False).manifest
@@ -99,20 +113,23 @@ def open_protected(directory: str | os.PathLike[str]) -> ImageDataset:
         dataset = open_npz(directory / pictures["files"][0])
         if dataset.ids != manifest["ids"] or dataset.labels.tolist() != manifest["labels"]:
             raise DataError(
-                f"{directory / pictures['files'][0]}: its ids or labels are not those of the manifest"
+                f"{directory / pictures['files'][0]}: its ids or labels are "
+                "not those of the manifest"
             )
         return dataset
     files = pictures["files"]
     absent = [name for name in files if not (directory / name).is_file()]
     if absent:
         raise DataError(
-            f"{directory}: {len(absent)} of {len(files)} written pictures are missing: {some(absent)}"
+            f"{directory}: {len(absent)} of {len(files)} written pictures are missing: "
+            f"{some(absent)}"
         )
     notes: list[str] = []
     pixels, _ = read_pictures(directory, files, size=None, on_error="stop", notes=notes)
     if list(pixels.shape[1:]) != _hwc(manifest["shape"]):
         raise DataError(
-            f"{directory}: pictures are {list(pixels.shape[1:])}, the manifest says {manifest['shape']}"
+            f"{directory}: pictures are {list(pixels.shape[1:])}, "
+            f"the manifest says {manifest['shape']}"
         )
     return ImageDataset(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
@@ -132,16 +149,20 @@ def verify(
 ) -> VerifyResult:
     """Decode every written picture again and compare it with what it has to be.
 
-    With `source` (an open data set, or what open_dataset takes) every pixel must equal clip(x + noise, 0, 255) for the
-    original of the same id, recomputed here; without it, pixels are compared with the hashes taken when they were
-    written. Shards are hashed and held to the budget in both cases. Raises DataError when there is nothing to check.
+    With `source` (an open data set, or what open_dataset takes) every pixel must equal clip(x +
+    noise, 0, 255) for the original of the same id, recomputed here; without it, pixels are compared
+    with the hashes taken when they were written. Shards are hashed and held to the budget in both
+    cases. Raises DataError when there is nothing to check.
     """
     directory = Path(directory)
     store = NoiseStore.open(directory, shards=False)
     manifest = store.manifest
     pictures = manifest["pictures"]
     result = VerifyResult(
-        pictures=len(manifest["ids"]), levels=manifest["levels"], store=store.shard_problems()
+        pictures=len(manifest["ids"]),
+        levels=manifest["levels"],
+        budget=store.budget,
+        store=store.shard_problems(),
     )
     if pictures is None:
         return result
@@ -154,15 +175,15 @@ def verify(
             source = open_dataset(source, size=size, labels=labels, on_error="skip")
         originals = _Originals(source, manifest, result)
     if pictures["kind"] == "npz":
-        found = _decoded_npz(directory / pictures["files"][0], manifest, result)
+        blocks = _decoded_npz(directory / pictures["files"][0], manifest, result)
         names = manifest["ids"]
     else:
-        found = _decoded_files(directory, pictures["files"], manifest["shape"], result)
+        blocks = _decoded_files(directory, pictures["files"], manifest["shape"], result)
         names = pictures["files"]
         _check_labels(names, manifest, result)
         result.extra = _extra(directory, names)
     check = _Check(store, names, hashes, originals, result)
-    for rows, pixels in found:
+    for rows, pixels in blocks:
         check.block(rows, pixels)
     check.done()
     return result
@@ -180,7 +201,8 @@ class _Originals:
         ]
         if list(source.shape) != manifest["shape"]:
             raise DataError(
-                f"{source.source}: pictures are {list(source.shape)}, protected were {manifest['shape']}"
+                f"{source.source}: pictures are {list(source.shape)}, "
+                f"protected were {manifest['shape']}"
             )
         names = [source.classes[label] for label in source.labels.tolist()]
         for name, label, row in zip(manifest["ids"], manifest["labels"], self.rows, strict=True):
@@ -193,7 +215,7 @@ class _Originals:
 
 
 class _Check:
-    """Compares blocks of decoded pictures with what they have to be, and sums up the differences."""
+    """Compares blocks of decoded pictures with what they have to be; sums up the differences."""
 
     def __init__(
         self,
@@ -203,16 +225,10 @@ class _Check:
         originals: _Originals | None,
         result: VerifyResult,
     ):
-        self.store, self.names, self.hashes, self.originals, self.result = (
-            store,
-            names,
-            hashes,
-            originals,
-            result,
-        )
-        self.compat = store.manifest["compat"] == "emn2021"
+        self.store, self.names, self.hashes = store, names, hashes
+        self.originals, self.result = originals, result
         self.readable = not result.store or not store.shard_problems(checksums=False)
-        self.squares, self.values, self.strongest = 0, 0, 0
+        self.squares, self.values, self.strongest, self.longest = 0, 0, 0, 0.0
 
     def block(self, rows: np.ndarray, pixels: np.ndarray) -> None:
         """rows int64 [B], pixels uint8 [B,H,W,C]"""
@@ -233,24 +249,30 @@ class _Check:
         x = images[originals.rows[rows]]
         change = pixels.astype(np.int16) - x
         strongest = np.abs(change).max((1, 2, 3))
-        self.squares += int(np.square(change, dtype=np.int64).sum())
+        squares = np.square(change, dtype=np.int64).sum((1, 2, 3))
+        lengths = np.sqrt(squares)  # in 1/255
+        self.squares += int(squares.sum())
         self.values += change.size
         self.strongest = max(self.strongest, int(strongest.max()))
-        self.result.over_budget += [self.names[row] for row in rows[strongest > self.result.levels]]
+        self.longest = max(self.longest, float(lengths.max()))
+        over = strongest > self.result.levels
+        if self.result.budget.norm == "l2":
+            over |= ~within_length(lengths, self.result.budget.eps)
+        self.result.over_budget += [self.names[row] for row in rows[over]]
         if not self.readable:  # the damaged shard is reported; its noise says nothing
             return set()
         original = torch.from_numpy(x).permute(0, 3, 1, 2)
-        wanted = protected_pictures(
-            original, self.store.rows(rows), torch.arange(len(rows)), compat_emn2021=self.compat
+        expected = protected_pictures(
+            original, self.store.rows(rows), torch.arange(len(rows)), change=self.store.change
         )
-        wrong = (wanted.permute(0, 2, 3, 1).numpy() != pixels).any((1, 2, 3))
+        wrong = (expected.permute(0, 2, 3, 1).numpy() != pixels).any((1, 2, 3))
         return set(rows[wrong].tolist())
 
     def done(self) -> None:
         if self.originals is None:
             return
         self.result.source_checked = True
-        self.result.max_levels = self.strongest
+        self.result.max_levels, self.result.max_l2 = self.strongest, self.longest / 255
         error = self.squares / self.values if self.values else 0
         self.result.psnr = 10 * math.log10(255**2 / error) if error else math.inf
 
@@ -273,7 +295,7 @@ def _hashes(directory: Path, manifest: dict, result: VerifyResult) -> np.ndarray
 def _decoded_files(
     directory: Path, files: list[str], shape: list[int], result: VerifyResult
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    wanted = tuple(_hwc(shape))
+    size = tuple(_hwc(shape))
 
     def work(block: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         rows, pictures, wrong = [], [], {}
@@ -289,12 +311,12 @@ def _decoded_files(
                 continue
             if not is_png(path):
                 wrong[row] = "lossy"
-            if pixels.shape != wanted:
+            if pixels.shape != size:
                 wrong[row] = "wrong_size"
                 continue
             rows.append(row)
             pictures.append(pixels)
-        stacked = np.stack(pictures) if pictures else np.empty((0, *wanted), np.uint8)
+        stacked = np.stack(pictures) if pictures else np.empty((0, *size), np.uint8)
         return np.array(rows, dtype=np.int64), stacked, wrong
 
     for rows, pixels, wrong in map_blocks(work, len(files), _BLOCK):
@@ -337,17 +359,17 @@ def _check_labels(files: list[str], manifest: dict, result: VerifyResult) -> Non
 
 
 def _extra(directory: Path, files: list[str]) -> list[str]:
-    known = set(files)
+    names = set(files)
     top = files[0].split("/")[0] if files else "images"
-    found = (
+    there = (
         path.relative_to(directory).as_posix()
         for path in (directory / top).rglob("*")
         if path.is_file()
     )
     return sorted(
         name
-        for name in found
-        if name not in known and os.path.splitext(name)[1].lower() in EXTENSIONS
+        for name in there
+        if name not in names and os.path.splitext(name)[1].lower() in EXTENSIONS
     )
 
 

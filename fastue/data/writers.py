@@ -1,4 +1,6 @@
-"""Writers of protected pictures: clip(x + noise, 0, 255) as PNG files or as one .npz, nothing lossy."""
+"""Writers of protected pictures: clip(x + noise, 0, 255) as PNG files or as one .npz, nothing
+lossy.
+"""
 
 import hashlib
 import io
@@ -25,13 +27,14 @@ _BLOCK = 128
 
 
 def protected_pictures(
-    images: Tensor, noise: Tensor, rows: Tensor, *, compat_emn2021: bool = False
+    images: Tensor, noise: Tensor, rows: Tensor, *, change: str = "additive"
 ) -> Tensor:
-    """clip(x + noise[rows], 0, 255): images uint8 [B,C,H,W], noise int8 [M,C,H,W] in 1/255, rows int64 [B] -> uint8.
+    """clip(x + noise[rows], 0, 255): images uint8 [B,C,H,W], noise int8 [M,C,H,W] in 1/255, rows
+    int64 [B] -> uint8.
 
-    compat_emn2021 repeats what the public EMN code does when it builds its pictures: negative noise becomes 0.
-    The result is channels_last, on the device of `images`. The arithmetic is numpy's on the host: it runs in the
-    writers' threads, where torch's own threads would wait for each other.
+    change is one of fastue.data.budget.CHANGES: with "positive", negative noise becomes 0.
+    The result is channels_last, on the device of `images`. The arithmetic is numpy's on the host:
+    it runs in the writers' threads, where torch's own threads would wait for each other.
     """
     x = images.permute(0, 2, 3, 1).cpu().numpy()
     bank, index = noise.permute(0, 2, 3, 1).cpu().numpy(), rows.cpu().numpy()
@@ -39,11 +42,11 @@ def protected_pictures(
     step = 1024  # the int16 sum of a whole data set would be twice its size
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        change = bank[index[part]].astype(np.int16)
-        if compat_emn2021:
-            np.maximum(change, 0, out=change)
-        change += x[part]
-        out[part] = np.clip(change, 0, 255, out=change)
+        total = bank[index[part]].astype(np.int16)
+        if change == "positive":
+            np.maximum(total, 0, out=total)
+        total += x[part]
+        out[part] = np.clip(total, 0, 255, out=total)
     return torch.from_numpy(out).permute(0, 3, 1, 2).to(images.device)
 
 
@@ -53,14 +56,15 @@ def write_folder(
     noise: Tensor,
     rows: Tensor,
     *,
-    compat_emn2021: bool = False,
+    change: str = "additive",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> WrittenPictures:
     """Write every picture of `dataset` with its noise as folder/<class>/<name>.png, by threads.
 
-    noise int8 [M,C,H,W] in 1/255, rows int64 [N] picks the noise of each picture. A file that already holds the right
-    pixels is left alone, so a killed run can be repeated. All is on the disk when this returns.
-    Raises DataError when a class name cannot be a folder name or the disk is full.
+    noise int8 [M,C,H,W] in 1/255, rows int64 [N] picks the noise of each picture. A file that
+    already holds the right pixels is left alone, so a killed run can be repeated. All is on the
+    disk when this returns. Raises DataError when a class name cannot be a folder name or the disk
+    is full.
     """
     folder = Path(folder)
     names, notes = picture_names(dataset)
@@ -71,9 +75,7 @@ def write_folder(
 
     def work(block: range) -> int:
         part = slice(block.start, block.stop)
-        pictures = protected_pictures(
-            images[part], noise, rows[part], compat_emn2021=compat_emn2021
-        )
+        pictures = protected_pictures(images[part], noise, rows[part], change=change)
         pixels = pictures.permute(0, 2, 3, 1).numpy()
         for row in block:
             picture = pixels[row - block.start]
@@ -97,16 +99,15 @@ def write_npz(
     noise: Tensor,
     rows: Tensor,
     *,
-    compat_emn2021: bool = False,
+    change: str = "additive",
 ) -> WrittenPictures:
-    """Write all pictures with their noise as one .npz: x uint8 [N,H,W,C], y int64 [N], ids and classes as strings.
+    """Write all pictures with their noise as one .npz: x uint8 [N,H,W,C], y int64 [N], ids and
+    classes as strings.
 
     Equal content gives equal bytes (the archive holds no times).
     """
     path = Path(path)
-    pictures = protected_pictures(
-        dataset.images.cpu(), noise.cpu(), rows.cpu(), compat_emn2021=compat_emn2021
-    )
+    pictures = protected_pictures(dataset.images.cpu(), noise.cpu(), rows.cpu(), change=change)
     x = pictures.permute(0, 2, 3, 1).numpy()
     arrays = {
         "x": x,
@@ -145,8 +146,9 @@ def pixel_hash(pixels: np.ndarray) -> np.ndarray:
 def picture_names(dataset: ImageDataset) -> tuple[list[str], list[str]]:
     """The file name of each picture, <class>/<id without class and extension>.png, and notes.
 
-    Pictures that would share a name (a.jpg and a.png, or names that differ in case only) keep their extension:
-    a.jpg.png and a.png.png. Raises DataError for class names and ids that would leave the folder.
+    Pictures that would share a name (a.jpg and a.png, or names that differ in case only) keep their
+    extension: a.jpg.png and a.png.png. Raises DataError for class names and ids that would leave
+    the folder.
     """
     bad = [name for name in dataset.classes if not is_inside(name) or "/" in name]
     if bad:
@@ -195,10 +197,10 @@ def _holds(path: Path, pixels: np.ndarray) -> bool:
     if not path.exists():
         return False
     try:
-        found, _ = decode(path)
+        written, _ = decode(path)
     except PictureError:
         return False
-    return is_png(path) and found.shape == pixels.shape and np.array_equal(found, pixels)
+    return is_png(path) and np.array_equal(written, pixels)
 
 
 def is_png(path: Path) -> bool:

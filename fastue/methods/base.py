@@ -1,50 +1,246 @@
-"""What every method gives back, and how a running method survives being killed."""
+"""What a method is made of: settings that are flags too, a function from data to a Perturbation,
+optional hooks.
 
+Nothing here and nothing at the head of a method's file imports torch, so that `fastue protect
+--help`, which is made from the settings of all methods, is there at once; `lazy` stands for the
+modules that do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastue.core.errors import UsageError
-from fastue.data import checkpoint
+from fastue.data.budget import Budget
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from fastue.data.dataset import ImageDataset
+
+
+class lazy:
+    """A module that is imported when something in it is first used."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str):
+        value = getattr(importlib.import_module(self._name), attribute)
+        setattr(self, attribute, value)  # the next use finds it here
+        return value
+
+
+# Values of settings, from a command line's text or from Python: each takes str(value) and says what
+# is wrong with it.
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError("not a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError("not a number") from None
+
+
+def length(text: str) -> float:
+    """A positive length in [0,1] pixel units: `8/255` or `1.3`."""
+    top, slash, unit = text.partition("/")
+    try:
+        value = float(top) / (float(unit) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError("no number; write 8/255 or 0.03") from None
+    if not 0 < value < float("inf"):
+        raise UsageError("not above 0 (pixel units of [0,1])")
+    return value
+
+
+def pixels(text: str) -> float:
+    """A budget or step of a pixel: as `length`, at most 1. A number above 1 without a unit is an
+    error.
+    """
+    value = length(text)
+    if value > 1:
+        hint = "" if "/" in text else f"; did you mean {text}/255?"
+        raise UsageError(f"not between 0 and 1 (pixel units of [0,1]){hint}")
+    return value
+
+
+ABOVE_0 = (lambda value: value > 0, "must be above 0")
+
+
+def flag(
+    default: Any,
+    help: str | None = None,
+    *,
+    parse: Callable[[str], Any] | None = None,
+    check: tuple[Callable[[Any], bool], str] | None = None,
+    choices: tuple[str, ...] | dict[str, str] = (),
+    shown: str | None = None,
+    recorded: bool = True,
+) -> Any:
+    """A field of a Config, and the only place of its default; with `help` it is a flag of `fastue
+    protect` as well.
+
+    parse     makes the value of str(value): whole, number, pixels, length; None for text and
+              switches
+    check     (test, words): the value has to pass the test
+    choices   the values there are, with what each means where that needs saying
+    shown     the default as people write it (8/255), or what an empty default stands for
+    recorded  False for what only decides about other fields; run.json and manifests do not hold it
+    """
+    about = {"help": help, "parse": parse, "check": check, "choices": choices, "shown": shown}
+    return field(default=default, metadata={**about, "recorded": recorded})
+
+
+def default_text(setting: dataclasses.Field) -> str:
+    """The default of a flag as people write it."""
+    return setting.metadata["shown"] or (
+        "off" if setting.default is False else str(setting.default)
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings every method has. A field takes text as typed on a command line, or the value
+    itself.
+    """
+
+    method: ClassVar[str] = ""
+    norm: ClassVar[str] = "linf"  # a method that knows several makes it a field
+    compat: ClassVar[str] = (
+        "none"  # a method that repeats the bugs of a public code makes it a field
+    )
+
+    mode: str = flag("sample", "one noise a picture or a class", choices=("sample", "class"))
+    eps: float = flag(8 / 255, "L-inf budget in [0,1] pixel units", parse=pixels, shown="8/255")
+    seed: int = flag(0, "of every random draw", parse=whole)
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            try:
+                object.__setattr__(self, setting.name, _checked(value, setting.metadata))
+            except UsageError as error:
+                # How a person would write it: a length typed as text stays as typed.
+                raise UsageError(f"--{setting.name.replace('_', '-')} {value}: {error}") from None
+        _ = self.budget  # says what is wrong with eps
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.eps, self.norm)
+
+    def record(self) -> dict[str, Any]:
+        """What run.json, the manifest and the surrogate's file hold."""
+        return {
+            setting.name: getattr(self, setting.name)
+            for setting in dataclasses.fields(self)
+            if setting.metadata.get("recorded", True)
+        }
+
+    def on(self, device: torch.device) -> Config:
+        """The same with what depends on the device (`auto`) filled in."""
+        return self
+
+    def text(self) -> str:
+        """For people, in one line."""
+        return f"{self.mode}-wise, eps {self.budget.text()}"
+
+    def warnings(self) -> list[str]:
+        """What a person should hear before the run."""
+        return []
+
+
+def _checked(value: Any, about: Any) -> Any:
+    """The value of a field, parsed, or a UsageError that goes on after `--name value: `."""
+    if value is None or not about:
+        return value
+    if about["parse"]:
+        value = about["parse"](str(value))
+    if about["choices"] and value not in tuple(about["choices"]):
+        raise UsageError(f"use {' or '.join(about['choices'])}")
+    if about["check"] and not about["check"][0](value):
+        raise UsageError(about["check"][1])
+    return value
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's file offers as METHOD.
+
+    make   (data, config, *, checkpoint, clock, progress) -> Perturbation, on the device `data` is
+           on. Killed and called again with the same arguments and checkpoint it has to end in the
+           same bytes.
+    plan   (data, config) -> how long it will take, in words; None: not known before
+    check  (data, config): raises UsageError for what cannot be, before anything is written
+    """
+
+    config: type[Config]
+    make: Callable[..., Perturbation]
+    plan: Callable[[ImageDataset, Config], str] | None = None
+    check: Callable[[ImageDataset, Config], None] = lambda data, config: None
 
 
 @dataclass
 class Perturbation:
-    """Noise float32 [N,C,H,W] (per="sample") or [K,C,H,W] (per="class"), in [0,1] pixel units."""
+    """Noise float32 [N,C,H,W] (per="sample") or [K,C,H,W] (per="class"), in [0,1] pixel units,
+    within eps in norm.
+    """
 
     noise: Tensor
     per: str
     eps: float
     history: list[dict] = field(default_factory=list)
     converged: bool = True  # False where a stop rule was not met in the sweeps allowed
-    surrogate: nn.Module | None = (
-        None  # the network the noise was made with, as it stood at the end
-    )
+    surrogate: nn.Module | None = None  # the network the noise was made with, at the end
+    arch: str | None = None  # its name for fastue.models.build
+    norm: str = "linf"
+    change: str = "additive"  # how noise becomes a picture: see fastue.data.budget.CHANGES
+    summary: str = ""  # how the run went, in words
+    warning: str = ""  # why not to trust the noise
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.eps, self.norm)
 
     def quantised(self) -> Tensor:
         """int8 in units of 1/255, rounded to nearest and never above the budget."""
-        levels = budget_levels(self.eps)
-        return self.noise.mul(255).round_().clamp_(-levels, levels).to(torch.int8).cpu()
+        return self.budget.quantise(self.noise)
 
+    def rows(self, labels: Tensor) -> Tensor:
+        """Which noise each picture takes, int64 [N]."""
+        import torch
 
-def budget_levels(eps: float) -> int:
-    """The largest whole number of 1/255 steps within an L-inf budget `eps` in [0,1] pixel units."""
-    levels = int(eps * 255 + 1e-6)
-    if not 1 <= levels <= 127:
-        raise UsageError(
-            f"--eps {eps:g}: must be between 1/255 and 127/255 to be written as 8-bit noise"
-        )
-    return levels
+        return labels if self.per == "class" else torch.arange(len(labels), device=labels.device)
+
+    def apply(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The protected pictures of those the noise was made for, uint8 [N,C,H,W], as they would be
+        written.
+        """
+        from fastue.data.writers import protected_pictures
+
+        return protected_pictures(images, self.quantised(), self.rows(labels), change=self.change)
 
 
 class Checkpointer:
-    """Snapshots of (tensors, state) in `folder`, at most one every `seconds`; None as folder keeps nothing.
+    """Snapshots of (tensors, state) in `folder`, at most one every `seconds`; None as folder keeps
+    nothing.
 
-    A method calls `tick` wherever its state is consistent. What it computes must not depend on when that was.
+    A method calls `tick` wherever its state is consistent. What it computes must not depend on when
+    that was.
     """
 
     def __init__(self, folder: Path | None, seconds: float = 30.0):
@@ -52,30 +248,26 @@ class Checkpointer:
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
+        from fastue.data import checkpoint
+
         return checkpoint.load(self.folder) if self.folder else None
 
     def tick(self, snapshot: Callable[[], tuple[dict[str, Tensor], dict]]) -> None:
+        from fastue.data import checkpoint
+
         if self.folder and time.monotonic() - self._last >= self.seconds:
             checkpoint.save(self.folder, *snapshot())
             self._last = time.monotonic()
 
 
-def pack(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """Weights, buffers and momentum as one flat dict, for a checkpoint."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{i}"] = momentum
-    return tensors
+def silent(phase: str, done: int, total: int, info: dict) -> None:
+    """A `progress` that tells nobody."""
 
 
-def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.SGD) -> None:
-    """The reverse of `pack`, in place."""
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
-    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        if f"momentum.{i}" in tensors:
-            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])
-            optimizer.state[parameter]["momentum_buffer"] = buffer
+def duration(seconds: float) -> str:
+    """Seconds for people: 350 ms, 12.0 s, 40 min, 3.1 h."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

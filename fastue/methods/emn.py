@@ -1,124 +1,139 @@
-"""EMN: error-minimizing noise (Huang et al., ICLR 2021, arXiv 2101.04898), sample-wise and class-wise.
+"""EMN: error-minimizing noise (Huang et al., ICLR 2021, arXiv 2101.04898), sample-wise and
+class-wise.
 
-    min over theta  E[ min over |delta|_inf <= eps  CE(f_theta(x + delta), y) ]                       (eq. 2)
+    min over theta  E[ min over |delta|_inf <= eps  CE(f_theta(x + delta), y) ]
+    (eq. 2)
 
-Two moves alternate: a few optimiser steps of theta on the noisy pictures, then one sweep over the pictures in which
-theta stands still and the noise descends the loss. They stop when the noisy pictures look already learnt.
+Two moves alternate: a few optimiser steps of theta on the noisy pictures, then one sweep over the
+pictures in which theta stands still and the noise descends the loss. They stop when the noisy
+pictures look already learnt.
 """
 
-import functools
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from fastue.methods.base import (
+    ABOVE_0,
+    Config,
+    Method,
+    Perturbation,
+    duration,
+    flag,
+    lazy,
+    number,
+    pixels,
+    whole,
+)
+from fastue.methods.loop import Run, Surrogate, batch_seconds
 
-from fastue import models
-from fastue.core.clock import Clock
-from fastue.core.errors import UsageError
-from fastue.data.dataset import ImageDataset, batches, epoch_order
-from fastue.data.keyed import keyed_generator
-from fastue.methods.base import Checkpointer, Perturbation, budget_levels, pack, unpack
-from fastue.models.frozen import FrozenCopy
-from fastue.models.training import sgd, train_step
-from fastue.ops import apply_noise, class_step, linf_step
+if TYPE_CHECKING:
+    import torch
 
+    from fastue.data.dataset import ImageDataset
+else:
+    torch = lazy("torch")
 
-@dataclass(frozen=True)
-class EMNConfig:
-    """Noise in [0,1] pixel units. `steps` and `step` left at None take the paper's value for the mode."""
-
-    method = "emn"
-
-    mode: str = "sample"  # one noise a picture ("sample") or one a class ("class")
-    eps: float = 8 / 255
-    steps: int | None = None  # noise steps on a batch in one sweep: 20 sample-wise, 1 class-wise
-    step: float | None = None  # 0.8/255
-    arch: str = "resnet18"
-    train_steps: int = 10  # optimiser steps of the surrogate between two sweeps
-    batch: int = 128
-    lr: float = 0.1
-    clip: float = 5.0
-    subset: float = 0.2  # class-wise noise is searched on this share of the pictures
-    stop_error: float = 0.01  # error rate of the surrogate on the noisy pictures, before they are improved for it ...
-    stop_sweeps: int = 2  # ... in this many sweeps in a row
-    max_sweeps: int = 100
-    precision: str = "float32"
-    compile: bool = False  # torch.compile of the surrogate in the noise step
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("sample", "class"):
-            raise UsageError(f"--mode {self.mode}: use sample or class")
-        budget_levels(self.eps)
-        defaults = {"steps": 20 if self.mode == "sample" else 1, "step": 0.8 / 255}
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        for name in (
-            "steps",
-            "step",
-            "train_steps",
-            "batch",
-            "lr",
-            "clip",
-            "stop_sweeps",
-            "max_sweeps",
-        ):
-            if not getattr(self, name) > 0:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0"
-                )
-        if not 0 < self.subset <= 1 or not 0 <= self.stop_error < 1:
-            raise UsageError("--subset must be in (0, 1] and --stop-error in [0, 1)")
-
-    def searched(self, n: int, classes: int) -> int:
-        """How many of n pictures a sweep goes over."""
-        return max(round(self.subset * n), min(n, classes)) if self.mode == "class" else n
-
+keyed = lazy("fastue.data.keyed")
+models = lazy("fastue.models")
+ops = lazy("fastue.ops")
+training = lazy("fastue.models.training")
 
 RECIPES = {
     "paper": "20 noise steps of 0.8/255 on a batch in a sweep",
     "fast": "5 noise steps of 0.4 of the budget (3.2/255): more sweeps, a fraction of the cost",
 }
+COMPATS = {
+    "none": "signed noise, rounded to nearest",
+    "emn2021": "as the public EMN code: stops after one good sweep, and every negative noise value "
+    "becomes 0",
+}
+# Until the stop rule held in our runs on CIFAR-10 pictures (docs/EMN.md): an order of magnitude,
+# not a promise.
+TYPICAL_SWEEPS = {"sample": (5, 15), "class": (6, 12)}
 
 
-def recipe(name: str, mode: str, eps: float) -> dict[str, float]:
-    """`steps` and `step` of a recipe; class-wise noise takes one small step a batch in both."""
-    return {"steps": 5, "step": 0.4 * eps} if name == "fast" and mode == "sample" else {}
+@dataclass(frozen=True)
+class EMNConfig(Config):
+    """Noise in [0,1] pixel units. `steps` and `step` left at None take the recipe's value for the
+    mode.
+    """
 
+    method = "emn"
 
-def published_stop(config: EMNConfig) -> EMNConfig:
-    """The stop rule of the public code: one sweep at 1 % error sample-wise or 10 % class-wise is enough."""
-    return replace(config, stop_error=0.1 if config.mode == "class" else 0.01, stop_sweeps=1)
+    arch: str = flag(
+        "auto",
+        "surrogate: resnet18, resnet10-w16 (w: width), cnn, timm:NAME …",
+        shown="auto (resnet18 on a GPU, resnet10-w16 on a CPU)",
+    )
+    recipe: str = flag(
+        "paper", "fast: 5 large noise steps for 20 small ones", choices=RECIPES, recorded=False
+    )
+    steps: int | None = flag(
+        None, "noise steps on a batch in a sweep", parse=whole, check=ABOVE_0, shown="the recipe's"
+    )
+    step: float | None = flag(
+        None, "size of a noise step", parse=pixels, check=ABOVE_0, shown="the recipe's, 0.8/255"
+    )
+    max_sweeps: int = flag(100, "give up after this many", parse=whole, check=ABOVE_0)
+    compat: str = flag("none", "repeat a public code's bug", choices=COMPATS, recorded=False)
+    precision: str = flag(
+        "auto",
+        "of the surrogate",
+        choices=("auto", "float32", "bf16"),
+        shown="auto (bf16 where there are matrix units for it)",
+    )
+    compile: bool = flag(False, "torch.compile the surrogate (CUDA graphs on a GPU)")
 
+    # Of the paper; no flags.
+    train_steps: int = flag(10, parse=whole, check=ABOVE_0)  # of the surrogate between two sweeps
+    batch: int = flag(128, parse=whole, check=ABOVE_0)
+    lr: float = flag(0.1, parse=number, check=ABOVE_0)
+    clip: float = flag(5.0, parse=number, check=ABOVE_0)
+    # Class-wise noise is searched on this share of the pictures.
+    subset: float = flag(0.2, parse=number, check=(lambda v: 0 < v <= 1, "must be in (0, 1]"))
+    # Error rate of the surrogate on the noisy pictures, before they are improved for it, in so many
+    # sweeps in a row.
+    stop_error: float = flag(0.01, parse=number, check=(lambda v: 0 <= v < 1, "must be in [0, 1)"))
+    stop_sweeps: int = flag(2, parse=whole, check=ABOVE_0)
 
-class Surrogate:
-    """theta: it learns the noisy pictures, then stands still while the noise learns to please it."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        large = self.recipe == "fast" and self.mode == "sample"
+        defaults = {
+            "steps": 5 if large else 20 if self.mode == "sample" else 1,
+            "step": 0.4 * self.eps if large else 0.8 / 255,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if (
+            self.compat == "emn2021"
+        ):  # one sweep at 1 % error sample-wise or 10 % class-wise is enough
+            object.__setattr__(self, "stop_error", 0.1 if self.mode == "class" else 0.01)
+            object.__setattr__(self, "stop_sweeps", 1)
 
-    def __init__(self, model: nn.Module, config: EMNConfig):
-        self.model, self.config = model, config
-        self.optimizer = sgd(model, config.lr)
-        self.frozen = FrozenCopy(model, config.precision, compile=config.compile)
-        self.moves = config.steps  # noise steps on a batch in one sweep
-
-    def begin(self, history: list[dict]) -> None:
-        """Before each sweep and after a resume; `history` holds the sweeps done."""
-
-    def learn(self, x: Tensor, y: Tensor, number: int) -> None:
-        """The `number`-th training step of the run."""
-        train_step(
-            self.model, self.optimizer, x, y, precision=self.config.precision, clip=self.config.clip
+    def on(self, device: torch.device) -> EMNConfig:
+        auto = "resnet18" if torch.device(device).type == "cuda" else "resnet10-w16"
+        return replace(
+            self,
+            arch=auto if self.arch == "auto" else self.arch,
+            precision=training.resolve_precision(self.precision, device),
         )
 
-    def gradient(self, noisy: Tensor, y: Tensor, move: int, number: int) -> tuple[Tensor, Tensor]:
-        """For noise step `move` on the `number`-th batch of all sweeps: see _input_gradient."""
-        return _input_gradient(self.frozen, noisy, y)
+    def text(self) -> str:
+        return f"surrogate {self.arch} in {self.precision}, {super().text()}"
 
-    def finished(self, history: list[dict]) -> bool:
-        recent = [entry["error"] for entry in history[-self.config.stop_sweeps :]]
-        return len(recent) == self.config.stop_sweeps and max(recent) <= self.config.stop_error
+    def warnings(self) -> list[str]:
+        if self.compat == "none":
+            return []
+        return [f"--compat {self.compat}: {COMPATS[self.compat]}. This is not a protection."]
+
+    def searched(self, n: int, classes: int) -> int:
+        """How many of n pictures a sweep goes over."""
+        return max(round(self.subset * n), min(n, classes)) if self.mode == "class" else n
 
 
 def emn(
@@ -126,107 +141,55 @@ def emn(
     config: EMNConfig,
     *,
     surrogate: type[Surrogate] = Surrogate,
-    checkpoint: Checkpointer | None = None,
-    clock: Clock | None = None,
-    progress: Callable[[str, int, int, dict], None] = lambda phase, done, total, info: None,
+    **surroundings,
 ) -> Perturbation:
-    """The noise for `data`, on the device `data` is on.
-
-    A run that is killed and started again with the same arguments and `checkpoint` ends in the same bytes: every draw
-    is keyed by (seed, purpose, number), and each snapshot is a complete state. `progress(phase, done, total, info)` is
-    called after each batch, in pictures; info holds the last sweep's error rate.
+    """The noise for `data`, on the device `data` is on. `surroundings` are checkpoint, clock and
+    progress of a Run.
     """
-    c = config
-    classwise = c.mode == "class"
-    n, batch = len(data), min(c.batch, len(data))
-    model = models.build(c.arch, data.num_classes, data.shape[0], seed=c.seed)
-    model = model.to(data.device, memory_format=torch.channels_last)
-    theta = surrogate(model, c)
-    dtype = theta.frozen.dtype
-    rows = torch.arange(n)
-    if (count := c.searched(n, data.num_classes)) < n:
-        rows = torch.from_numpy(keyed_generator(c.seed, "emn-subset").permutation(n)[:count])
-    noise = torch.zeros(data.num_classes if classwise else n, *data.shape, device=data.device)
-    noise = noise.contiguous(memory_format=torch.channels_last)
+    c = config.on(data.device)
+    rows = torch.arange(len(data))
+    if (count := c.searched(len(data), data.num_classes)) < len(data):
+        order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(data))
+        rows = torch.from_numpy(order[:count])
+    run = Run(data, c, surrogate, rows, **surroundings)
+    theta, noise, dtype = run.theta, run.noise, run.theta.frozen.dtype
+    gradient_of = run.timed("network", theta.gradient)
+    class_step, linf_step = (run.timed("ops", op) for op in (ops.class_step, ops.linf_step))
 
-    checkpoint, clock = checkpoint or Checkpointer(None), clock or Clock()
-    state = {"sweep": 0, "trained": 0, "swept": 0, "correct": 0, "history": []}
-    if saved := checkpoint.load():
-        tensors, state = saved
-        noise.copy_(tensors.pop("noise"))
-        unpack(tensors, model, theta.optimizer)
-    correct = torch.tensor(state["correct"], device=data.device)
-
-    def snapshot() -> tuple[dict[str, Tensor], dict]:
-        return {"noise": noise, **pack(model, theta.optimizer)}, {**state, "correct": int(correct)}
-
-    def report(phase: str, done: int, total: int) -> None:
-        info = {"error": state["history"][-1]["error"]} if state["history"] else {}
-        progress(f"sweep {state['sweep'] + 1}, {phase}", done, total, info)
-
-    while state["sweep"] < c.max_sweeps and not theta.finished(state["history"]):
-        theta.begin(state["history"])
-        # theta learns the noisy pictures, walking on through the data
-        model.train()
-        while state["trained"] < (state["sweep"] + 1) * c.train_steps:
-            with clock("data"):
-                x, y, index = _training_batch(data, batch, state["trained"], c.seed)
-            with clock("ops"):
-                x = apply_noise(x, noise, y if classwise else index, channels_last=True)
-            with clock("training"):
-                theta.learn(x, y, state["trained"])
-            state["trained"] += 1
-            steps = state["trained"] - state["sweep"] * c.train_steps
-            report("surrogate", steps * batch, c.train_steps * batch)
-            checkpoint.tick(snapshot)
-
-        # the noise learns to please theta, which stands still: one forward, one input gradient, one op a step
-        theta.frozen.refresh()
-        for x, y, index in clock.over("data", batches(data, batch, rows[state["swept"] :])):
-            with clock("ops"):
-                noisy = apply_noise(
-                    x, noise, y if classwise else index, dtype=dtype, channels_last=True
-                )
-            number = state["sweep"] * -(-len(rows) // batch) + state["swept"] // batch
+    while run.goes_on():
+        for noisy, y, step in run.training_batches():
+            theta.learn(noisy, y, step)
+        # The noise learns to please theta: one forward, one input gradient, one op a move.
+        for x, y, index, batch in run.sweep_batches():
+            noisy = run.apply_noise(x, noise, index, dtype=dtype, channels_last=True)
             for move in range(theta.moves):
-                with clock("network"):
-                    gradient, right = theta.gradient(noisy, y, move, number)
-                with clock("ops"):
-                    if classwise:
-                        class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
-                        noisy = apply_noise(x, noise, y, dtype=dtype, channels_last=True)
-                    else:
-                        linf_step(noise, gradient, x, index, step=c.step, eps=c.eps, out=noisy)
-            correct += right
-            state["swept"] += len(y)
-            report("noise", state["swept"], len(rows))
-            checkpoint.tick(snapshot)
+                gradient, right = gradient_of(noisy, y, move, batch)
+                if run.classwise:
+                    class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
+                    noisy = run.apply_noise(x, noise, y, dtype=dtype, channels_last=True)
+                else:
+                    linf_step(noise, gradient, x, index, step=c.step, eps=c.eps, out=noisy)
+            run.count(right)
 
-        error = 1 - int(correct) / len(rows)  # the only read-back of a sweep
-        correct.zero_()
-        state["history"].append({"sweep": state["sweep"], "error": error})
-        state["sweep"], state["swept"] = state["sweep"] + 1, 0
-        checkpoint.tick(snapshot)
+    return run.result(change="positive" if c.compat == "emn2021" else "additive")
 
-    return Perturbation(
-        noise, c.mode, c.eps, state["history"], theta.finished(state["history"]), model
+
+def plan(data: ImageDataset, config: EMNConfig, make: Callable = emn) -> str:
+    """Times a round of training and a few noise batches; the rest is arithmetic."""
+    train, noise = batch_seconds(make, data, config)
+    rows = config.searched(len(data), data.num_classes)
+    sweep = config.train_steps * train + -(-rows // config.batch) * noise
+    low, high = TYPICAL_SWEEPS[config.mode]
+    return (
+        f"{duration(sweep)} a sweep ({duration(train)} a training step, {duration(noise)} a noise "
+        f"batch), typically {low} to {high} sweeps: "
+        f"{duration(low * sweep)} to {duration(high * sweep)}"
     )
 
 
-_order = functools.lru_cache(maxsize=1)(epoch_order)
+def check(data: ImageDataset, config: EMNConfig) -> None:
+    """A network of an unknown name fails here."""
+    models.build(config.arch, data.num_classes, data.shape[0])
 
 
-def _training_batch(data: ImageDataset, batch: int, step: int, seed: int):
-    """The `step`-th training batch of a walk through the data in keyed epochs, without the ragged end of an epoch."""
-    per_epoch = len(data) // batch
-    order = _order(len(data), seed, step // per_epoch)
-    start = step % per_epoch * batch
-    return next(batches(data, batch, order[start : start + batch]))
-
-
-def _input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """d CE / d noisy [B,C,H,W] in its dtype, summed over the batch, and how many pictures theta got right."""
-    noisy = noisy.detach().requires_grad_()
-    logits = theta(noisy)
-    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), noisy)
-    return gradient, (logits.argmax(1) == y).sum()
+METHOD = Method(EMNConfig, emn, plan, check)

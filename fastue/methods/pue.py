@@ -1,26 +1,39 @@
-"""PUE: EMN under parametric smoothing (Wang et al., NDSS 2025, arXiv 2405.03316), sample-wise and class-wise.
+"""PUE: EMN under parametric smoothing (Wang et al., NDSS 2025, arXiv 2405.03316), sample-wise and
+class-wise.
 
-    min over theta  E[ min over |delta|_inf <= eps  mean over levels sigma_j, z ~ N(0, I)  CE(f_{theta + sigma_j z}(x + delta), y) ]
+    min over theta  E[ min over |delta|_inf <= eps
+        mean over levels sigma_j, z ~ N(0, I)  CE(f_{theta + sigma_j z}(x + delta), y) ]
 
-EMN's two moves, each under weight noise of the levels sigma_j = 0 ... sigma: the surrogate takes an optimiser step a
-level, on the gradient averaged over noisy copies of itself, and the noise takes a signed step a level, on the input
-gradient summed over noisy copies. Smoothing begins once the surrogate has learnt half of the noisy pictures. The
-surrogate that is left over, with the BatchNorm statistics it saw under noise, is the paper's "online surrogate".
-"""  # noqa: E501
+EMN's two moves, each under weight noise of the levels sigma_j = 0 ... sigma: the surrogate takes an
+optimiser step a level, on the gradient averaged over noisy copies of itself, and the noise takes a
+signed step a level, on the input gradient summed over noisy copies. Smoothing begins once the
+surrogate has learnt half of the noisy pictures. The surrogate that is left over, with the BatchNorm
+statistics it saw under noise, is the paper's "online surrogate".
+"""
 
+from __future__ import annotations
+
+import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from fastue.methods import loop
+from fastue.methods.base import ABOVE_0, Method, Perturbation, flag, lazy, number, whole
+from fastue.methods.emn import EMNConfig, check, emn, plan
+from fastue.methods.loop import Surrogate
 
-from fastue.core.errors import UsageError
-from fastue.data.dataset import ImageDataset
-from fastue.methods.base import Perturbation
-from fastue.methods.emn import EMNConfig, Surrogate, _input_gradient, emn
-from fastue.models.flat import FlatParameters
-from fastue.models.training import autocast
-from fastue.ops import WEIGHTS_NOISE_STEP, WEIGHTS_TRAIN
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from fastue.data.dataset import ImageDataset
+else:
+    torch = lazy("torch")
+
+F = lazy("torch.nn.functional")
+flat = lazy("fastue.models.flat")
+ops = lazy("fastue.ops")
+training = lazy("fastue.models.training")
 
 
 @dataclass(frozen=True)
@@ -28,35 +41,41 @@ class PUEConfig(EMNConfig):
     """EMN's, with the published values of PUE where they differ."""
 
     method = "pue"
-    train_steps: int = 20
-    sigma: float = 0.25  # of the weight noise, at the highest level
-    levels: int = 6  # from 0 to sigma; the level 0 is passed once, not once a draw
-    train_draws: int = 100  # noisy copies at each level of a training step
-    noise_draws: int = 10  # noisy copies at each level of a noise step
-    smooth_below: float = 0.5  # error rate of a sweep from which on the weights are perturbed
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("sigma", "train_draws", "noise_draws"):
-            if not getattr(self, name) > 0:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0"
-                )
-        if self.levels < 2:
-            raise UsageError(f"--levels {self.levels}: at least 2, the noiseless one and sigma")
+    sigma: float = flag(
+        0.25, "weight noise of the surrogate at the highest level", parse=number, check=ABOVE_0
+    )
+    levels: int = flag(
+        6,
+        "levels of it, from 0 to sigma",
+        parse=whole,
+        check=(lambda v: v >= 2, "must be at least 2: the noiseless one and sigma"),
+    )
+    train_draws: int = flag(
+        100, "noisy copies at each level of a training step", parse=whole, check=ABOVE_0
+    )
+    noise_draws: int = flag(
+        10, "noisy copies at each level of a noise step", parse=whole, check=ABOVE_0
+    )
+
+    train_steps: int = flag(20, parse=whole, check=ABOVE_0)
+    # Error rate of a sweep from which on the weights are perturbed.
+    smooth_below: float = flag(0.5, parse=number)
 
     def ladder(self) -> list[float]:
-        """The noise levels, from 0 to sigma."""
+        """The noise levels, from 0 to sigma; the level 0 is passed once, not once a draw."""
         return [self.sigma * j / (self.levels - 1) for j in range(self.levels)]
 
 
 class SmoothedSurrogate(Surrogate):
-    """EMN's surrogate with noise on its weights, keyed by (seed, step, level, copy): a resumed run repeats it."""
+    """EMN's surrogate with noise on its weights, keyed by (seed, step, level, copy): a resumed run
+    repeats it.
+    """
 
     config: PUEConfig
 
     def __init__(self, model: nn.Module, config: PUEConfig):
-        self.weights = FlatParameters(model)
+        self.weights = flat.FlatParameters(model)
         super().__init__(model, config)
         self.smooth = False
 
@@ -75,27 +94,28 @@ class SmoothedSurrogate(Surrogate):
             draws = 1 if sigma == 0 else c.train_draws
             self.optimizer.zero_grad(set_to_none=True)
             for draw in range(draws):
-                self._perturb(sigma, WEIGHTS_TRAIN, number, level, draw, c.train_draws)
-                with autocast(x.device, c.precision):
+                self._perturb(sigma, ops.WEIGHTS_TRAIN, number, level, draw, c.train_draws)
+                with training.autocast(x.device, c.precision):
                     loss = F.cross_entropy(self.model(x), y) / (c.levels * draws)
                 loss.backward()
             self.weights.restore()
-            nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
             self.optimizer.step()
             self.weights.commit()
 
     def gradient(self, noisy: Tensor, y: Tensor, move: int, number: int) -> tuple[Tensor, Tensor]:
-        """Summed over noisy copies; level 0 comes first and says how many pictures the surrogate itself gets right."""
-        sigma = self.config.ladder()[move]
+        """Summed over noisy copies; level 0 comes first and says how many pictures the surrogate
+        itself gets right.
+        """
+        c, sigma = self.config, self.config.ladder()[move]
         if sigma == 0:
-            gradient, self.right = _input_gradient(self.frozen.refresh(), noisy, y)
+            gradient, self.right = loop.input_gradient(self.frozen.refresh(), noisy, y)
             return gradient, self.right
         total = torch.zeros_like(noisy, dtype=torch.float32)
-        for draw in range(self.config.noise_draws):
-            self._perturb(sigma, WEIGHTS_NOISE_STEP, number, move, draw, self.config.noise_draws)
-            total += _input_gradient(self.frozen.refresh(), noisy, y)[
-                0
-            ]  # perturbed first, folded then
+        for draw in range(c.noise_draws):
+            self._perturb(sigma, ops.WEIGHTS_NOISE_STEP, number, move, draw, c.noise_draws)
+            folded = self.frozen.refresh()  # perturbed first, folded then
+            total += loop.input_gradient(folded, noisy, y)[0]
         self.weights.restore()
         return total, self.right
 
@@ -113,11 +133,13 @@ class SmoothedSurrogate(Surrogate):
 
 def _switch(history: list[dict], config: PUEConfig) -> int | None:
     """The sweep after which the weights are perturbed."""
-    return next(
-        (i for i, entry in enumerate(history) if entry["error"] < config.smooth_below), None
-    )
+    below = (i for i, entry in enumerate(history) if entry["error"] < config.smooth_below)
+    return next(below, None)
 
 
-def pue(data: ImageDataset, config: PUEConfig, **keywords) -> Perturbation:
-    """The noise for `data`: EMN's loop around a surrogate under weight noise. Arguments as `emn`."""
-    return emn(data, config, surrogate=SmoothedSurrogate, **keywords)
+def pue(data: ImageDataset, config: PUEConfig, **surroundings) -> Perturbation:
+    """The noise for `data`: EMN's moves, the surrogate under weight noise. Arguments as `emn`."""
+    return emn(data, config, surrogate=SmoothedSurrogate, **surroundings)
+
+
+METHOD = Method(PUEConfig, pue, functools.partial(plan, make=pue), check)

@@ -1,29 +1,25 @@
-"""Who is trained on what: every (arm, architecture, seed) of an attack is one victim and one row.
+"""Every (countermeasure, architecture, seed, arm) of an attack is one victim and one row.
 
-Arms: `clean` (the originals), `protected` (the written files), `random-sample` and `random-class` (uniform noise of the
-same budget: a protection that does no better than these protects nothing). All are tested on the same clean pictures.
+All victims are tested on the same clean pictures. A row is kept in `out/rows` under a hash of all
+that it depends on, so a killed attack goes on, and attacks that share `out` share their controls.
 """
 
 import hashlib
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fastue.core.errors import UsageError
+from fastue.countermeasures.base import Countermeasure
 from fastue.data.atomic import atomic_write_json, make_folder
+from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset
-from fastue.data.keyed import keyed_generator
-from fastue.data.writers import protected_pictures
+from fastue.protocol.arms import ARMS, arm_pictures, budget_key
 from fastue.victims.train import VictimConfig, check_pair, train_victim
-
-ARMS = ("clean", "protected", "random-sample", "random-class")
-SUITES = {"none": ("none",)}
 
 
 @dataclass(frozen=True)
@@ -35,46 +31,66 @@ class Cell:
     arch: str
     seed: int
 
-
-def random_noise(data: ImageDataset, levels: int, per: str, seed: int) -> Tensor:
-    """Uniform noise in [-levels, levels], int8 in 1/255: [N,C,H,W] for per="sample", [K,C,H,W] for per="class".
-
-    The control of the EMN paper (section 4); a function of (seed, per, row) only.
-    """
-    rows = len(data) if per == "sample" else data.num_classes
-    draw = (
-        keyed_generator(seed, f"random-{per}")
-        .uniform(-levels, levels, size=(rows, *data.shape))
-        .round()
-    )
-    return torch.from_numpy(draw).to(torch.int8)
+    def __str__(self) -> str:
+        after = "" if self.countermeasure == "none" else f" after {self.countermeasure}"
+        return f"{self.arm}{after} {self.arch} seed {self.seed}"
 
 
-def arm_pictures(
-    arm: str, seed: int, protected: ImageDataset, originals: ImageDataset, levels: int
-) -> ImageDataset:
-    """The training set of an arm."""
-    if arm == "protected":
-        return protected
-    if arm == "clean":
-        return originals
-    per = arm.removeprefix("random-")
-    noise = random_noise(originals, levels, per, seed).to(originals.device)
-    rows = (
-        originals.labels
-        if per == "class"
-        else torch.arange(len(originals), device=originals.device)
-    )
-    return replace(originals, images=protected_pictures(originals.images, noise, rows), source=arm)
+@dataclass(frozen=True)
+class Material:
+    """The pictures of an attack. Without `originals` only the protected arm can be trained."""
+
+    protected: ImageDataset
+    originals: ImageDataset | None
+    test: ImageDataset
+    budget: Budget
+
+    def to(self, device: torch.device) -> "Material":
+        originals = self.originals.to(device) if self.originals else None
+        return replace(
+            self,
+            protected=self.protected.to(device),
+            originals=originals,
+            test=self.test.to(device),
+        )
+
+    def check(self, arms: tuple[str, ...]) -> None:
+        """Raises UsageError for an unknown arm, DataError for sets that do not fit together."""
+        if unknown := set(arms) - set(ARMS):
+            raise UsageError(f"--arms {','.join(sorted(unknown))}: use some of {', '.join(ARMS)}")
+        if self.originals is None and set(arms) != {"protected"}:
+            raise UsageError("--arms: the controls need the clean originals; pass --source")
+        for data in filter(None, (self.protected, self.originals)):
+            check_pair(data, self.test)
+
+    def training_set(self, cell: Cell) -> ImageDataset:
+        originals = self.originals or self.protected
+        return arm_pictures(cell.arm, cell.seed, self.protected, originals, self.budget)
+
+
+class RowKeys:
+    """The name of a cell's file: a hash of all that the victim's accuracy is a function of."""
+
+    def __init__(self, material: Material):
+        self.budget = budget_key(material.budget)
+        self.test = material.test.fingerprint()
+        sets = {"protected": material.protected, "originals": material.originals}
+        self.train = {name: data.fingerprint() for name, data in sets.items() if data}
+
+    def key(self, cell: Cell, victim: VictimConfig, countermeasure: Countermeasure) -> str:
+        source = "protected" if cell.arm == "protected" else "originals"
+        inputs = [self.train[source], self.test]
+        inputs += self.budget if cell.arm.startswith("random") else []
+        identity = {**asdict(cell), **asdict(victim), "inputs": inputs}
+        if countermeasure.version != 1:  # the first version's rows are named as before versions
+            identity["countermeasure_version"] = countermeasure.version
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def evaluate(
-    protected: ImageDataset,
-    originals: ImageDataset | None,
-    test: ImageDataset,
+    material: Material,
     *,
-    levels: int,
-    suite: str,
+    suite: list[Countermeasure],
     archs: list[str],
     seeds: list[int],
     config: VictimConfig,
@@ -82,22 +98,17 @@ def evaluate(
     arms: tuple[str, ...] = ARMS,
     progress: Callable[[str, int, int, dict], None] = lambda name, done, total, info: None,
 ) -> Iterator[dict]:
-    """Train every victim of the attack and yield its row; `out/results.json` holds all rows so far after each.
+    """Train every victim of the attack and yield its row; `out/results.json` holds all rows so far
+    after each. A row that an earlier attack left in `out/rows` is not trained again.
 
-    A row that an earlier run with the same pictures and settings left in `out/rows` is not trained again, so attacks
-    on several protections of one source share their controls when they share `out`.
-    Raises UsageError for an unknown suite or arm, DataError for sets that do not fit together.
+    Raises UsageError for an unknown arm, DataError for sets that do not fit together.
     """
-    if suite not in SUITES:
-        raise UsageError(f"--suite {suite}: use one of {', '.join(SUITES)}")
-    if unknown := set(arms) - set(ARMS):
-        raise UsageError(f"--arms {','.join(sorted(unknown))}: use some of {', '.join(ARMS)}")
-    for data in filter(None, (protected, originals)):
-        check_pair(data, test)
-    prints = {id(data): data.fingerprint() for data in (protected, originals, test) if data}
+    material.check(arms)
+    keys = RowKeys(material)
+    by_name = {countermeasure.name: countermeasure for countermeasure in suite}
     cells = [
-        Cell(cm, arm, arch, seed)
-        for cm in SUITES[suite]
+        Cell(name, arm, arch, seed)
+        for name in by_name
         for arch in archs
         for seed in seeds
         for arm in arms
@@ -105,71 +116,49 @@ def evaluate(
     make_folder(out / "rows")
     rows: list[dict] = []
     for number, cell in enumerate(cells, 1):
-        victim = replace(config, arch=cell.arch)
-        inputs = [
-            prints[id(data)] for data in (protected if cell.arm == "protected" else originals, test)
-        ]
-        inputs += [levels] if cell.arm.startswith("random") else []
-        described = {**asdict(cell), **asdict(victim), "inputs": inputs}
-        key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-        path = out / "rows" / f"{key}.json"
+        victim, countermeasure = replace(config, arch=cell.arch), by_name[cell.countermeasure]
+        path = out / "rows" / f"{keys.key(cell, victim, countermeasure)}.json"
         if path.exists():
             row = json.loads(path.read_text())
         else:
-            train = arm_pictures(cell.arm, cell.seed, protected, originals or protected, levels)
-            name = f"[{number}/{len(cells)}] {cell.arm} {cell.arch} seed {cell.seed}"
-            start = time.perf_counter()
-            curves = train_victim(
-                train,
-                test,
+            name = f"[{number}/{len(cells)}] {cell}"
+            row = train_cell(
+                cell,
+                material,
                 victim,
-                seed=cell.seed,
-                progress=lambda d, t, info, n=name: progress(n, d, t, info),
+                countermeasure,
+                lambda done, total, info, name=name: progress(name, done, total, info),
             )
-            row = {
-                **asdict(cell), "accuracy_final": curves["accuracy"][-1], "accuracy_peak": max(curves["accuracy"]),
-                "train_accuracy": curves["train_accuracy"][-1], "accuracy_curve": curves["accuracy"],
-                "loss_curve": curves["loss"], "epochs": victim.epochs, "seconds": round(time.perf_counter() - start, 1),
-            }  # fmt: skip
             atomic_write_json(path, row)
         rows.append(row)
         atomic_write_json(out / "results.json", rows)
         yield row
 
 
-def summarise(rows: list[dict]) -> list[dict]:
-    """Mean, spread and extremes over seeds of each (countermeasure, arch, arm), percent, in order of appearance."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["countermeasure"], row["arch"], row["arm"]), []).append(row)
-    table = []
-    for (countermeasure, arch, arm), members in groups.items():
-        final = [row["accuracy_final"] for row in members]
-        table.append({
-            "countermeasure": countermeasure, "arch": arch, "arm": arm, "seeds": len(members),
-            "final_mean": statistics.fmean(final), "final_sd": statistics.stdev(final) if len(final) > 1 else 0.0,
-            "final_max": max(final), "peak_mean": statistics.fmean(row["accuracy_peak"] for row in members),
-        })  # fmt: skip
-    return table
-
-
-def verdict(rows: list[dict], num_classes: int) -> str:
-    """One plain sentence: the highest accuracy any victim kept, beside clean training and chance."""
-    table = summarise(rows)
-    protected = [line for line in table if line["arm"] == "protected"]
-    if not protected:
-        return "No victim was trained on the protected pictures."
-    worst = max(protected, key=lambda line: line["final_mean"])
-    same = {line["arm"]: line for line in table if line["arch"] == worst["arch"]}
-    text = (
-        f"Worst case over {len(protected)} setting{'s' if len(protected) > 1 else ''}: {worst['arch']} trained on the "
-        f"protected files reaches {worst['final_mean']:.1f} % on clean pictures (chance {100 / num_classes:.1f} %"
+def train_cell(
+    cell: Cell,
+    material: Material,
+    victim: VictimConfig,
+    countermeasure: Countermeasure,
+    progress: Callable[[int, int, dict], None],
+) -> dict:
+    """Train one victim; its row."""
+    start = time.perf_counter()
+    curves = train_victim(
+        countermeasure.training_set(material.training_set(cell), cell.seed),
+        countermeasure.test_set(material.test, cell.seed),
+        victim,
+        seed=cell.seed,
+        step=countermeasure.step,
+        progress=progress,
     )
-    if "clean" not in same:
-        return text + "). Without the clean control this says little: pass --source."
-    lost = same["clean"]["final_mean"] - worst["final_mean"]
-    text += f", clean training {same['clean']['final_mean']:.1f} %), {lost:.1f} points lost"
-    random = [same[arm]["final_mean"] for arm in ("random-sample", "random-class") if arm in same]
-    if random and min(random) < same["clean"]["final_mean"] - 0.5 * lost:
-        text += "; random noise of the same budget does half of that, so this victim is too weak to judge by"
-    return text + "."
+    return {
+        **asdict(cell),
+        "accuracy_final": curves["accuracy"][-1],
+        "accuracy_peak": max(curves["accuracy"]),
+        "train_accuracy": curves["train_accuracy"][-1],
+        "accuracy_curve": curves["accuracy"],
+        "loss_curve": curves["loss"],
+        "epochs": victim.epochs,
+        "seconds": round(time.perf_counter() - start, 1),
+    }

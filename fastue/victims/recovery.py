@@ -1,9 +1,10 @@
-"""Weight recovery: undo a protection by moving a surrogate's weights within an l2 ball (PUE, arXiv 2405.03316).
+"""Weight recovery: undo a protection by moving a surrogate's weights within an l2 ball.
 
-Projected SGD on a few clean pictures, and a random search. By default the ball is a ball and BatchNorm statistics stay
-as they are, so every network visited is one the certificate speaks of (with noise on top). The published attack steps
-onto the *sphere* after every step, outward too, lets the statistics move freely, and trains on the test set; `sphere`
-and `free_statistics` repeat the first two, the caller's choice of pictures the third.
+From PUE (arXiv 2405.03316): projected SGD on a few clean pictures, and a random search. By default
+the ball is a ball and BatchNorm statistics stay as they are, so every network visited is one the
+certificate speaks of (with noise on top). The published attack steps onto the *sphere* after every
+step, outward too, lets the statistics move freely, and trains on the test set; `sphere` and
+`free_statistics` repeat the first two, the caller's choice of pictures the third.
 """
 
 import copy
@@ -18,11 +19,13 @@ from fastue.data.dataset import ImageDataset, batches, epoch_order
 from fastue.models.flat import FlatParameters
 from fastue.models.training import accuracy, sgd, to_input, train_step
 from fastue.ops import WEIGHTS_ATTACK
+from fastue.victims.train import TEST_BATCH
 
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """The published values; eta and the random directions' length in the units of the weights, global l2 norm."""
+    """The published values. eta, and the length of the random directions, are global l2 norms in
+    the units of the weights."""
 
     epochs: int = 60
     batch: int = 128
@@ -80,12 +83,13 @@ def random_search(
     """The best on `aux` of `model` and of `tries` copies moved by eta in a random direction."""
     model = copy.deepcopy(model).float().to(aux.device).requires_grad_(False).eval()
     weights = FlatParameters(model)
-    best, kept = accuracy(model, batches(aux, 500), precision=config.precision), weights.base
+    best = accuracy(model, batches(aux, TEST_BATCH), precision=config.precision)
+    best_weights = weights.base
     for draw in range(config.tries):
         weights.perturb(1.0, seed=seed, purpose=WEIGHTS_ATTACK, draw=draw)
         project(weights, eta, sphere=True)
-        found = accuracy(model, batches(aux, 500), precision=config.precision)
-        if found > best:
-            best, kept = found, weights.live.clone()
-    weights.live.copy_(kept)
+        percent = accuracy(model, batches(aux, TEST_BATCH), precision=config.precision)
+        if percent > best:
+            best, best_weights = percent, weights.live.clone()
+    weights.live.copy_(best_weights)
     return model

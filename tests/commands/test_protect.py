@@ -18,10 +18,11 @@ from fastue.core.errors import UsageError
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
 from fastue.data.verify import open_protected, verify
-from fastue.methods.emn import EMNConfig
 
-CONFIG = EMNConfig(arch="cnn-w8", batch=32, train_steps=3, max_sweeps=2, steps=2, mode="sample")
-CPU = torch.device("cpu")
+SMALL = {
+    "arch": "cnn-w8", "precision": "float32", "batch": 32, "train_steps": 3, "max_sweeps": 2, "steps": 2,
+    "device": "cpu",
+}  # fmt: skip
 
 
 def digests(folder):
@@ -39,8 +40,7 @@ def digests(folder):
 @pytest.mark.parametrize("mode", ["sample", "class"])
 def test_written_pictures_are_original_plus_noise(tiny_folder, tmp_path, mode):
     data = open_dataset(tiny_folder())
-    config = EMNConfig(**{**vars(CONFIG), "mode": mode, "subset": 1.0})
-    protect(data, tmp_path / "out", config, device=CPU)
+    protect(data, tmp_path / "out", mode=mode, subset=1.0, **SMALL)
     store, written = NoiseStore.open(tmp_path / "out"), open_protected(tmp_path / "out")
     noise = store.rows(torch.arange(len(data)))
     assert noise.abs().max() <= 8 and (noise < 0).any() and (noise > 0).any()
@@ -54,7 +54,7 @@ def test_written_pictures_are_original_plus_noise(tiny_folder, tmp_path, mode):
 
 def test_compat_drops_negative_noise_in_the_pictures_only(tiny_folder, tmp_path):
     data = open_dataset(tiny_folder())
-    protect(data, tmp_path / "out", CONFIG, device=CPU, compat="emn2021")
+    protect(data, tmp_path / "out", compat="emn2021", **SMALL)
     change = open_protected(tmp_path / "out").images.int() - data.images.int()
     assert change.min() == 0 < change.max() <= 8
     assert NoiseStore.open(tmp_path / "out").rows(torch.arange(len(data))).min() < 0
@@ -65,13 +65,13 @@ def test_compat_drops_negative_noise_in_the_pictures_only(tiny_folder, tmp_path)
 
 def test_the_same_arguments_again_do_nothing_and_others_are_refused(tiny_folder, tmp_path):
     data, out = open_dataset(tiny_folder()), tmp_path / "out"
-    assert protect(data, out, CONFIG, device=CPU) is not None
+    assert protect(data, out, **SMALL).perturbation is not None
     before = digests(out)
-    assert protect(data, out, CONFIG, device=CPU) is None
+    assert protect(data, out, **SMALL).perturbation is None
     with pytest.raises(UsageError, match="another config.seed"):
-        protect(data, out, EMNConfig(**{**vars(CONFIG), "seed": 1}), device=CPU)
+        protect(data, out, seed=1, **SMALL)
     with pytest.raises(UsageError, match="source_fingerprint"):
-        protect(open_dataset(tiny_folder("other", seed=5)), out, CONFIG, device=CPU)
+        protect(open_dataset(tiny_folder("other", seed=5)), out, **SMALL)
     assert digests(out) == before
 
 
@@ -80,7 +80,7 @@ def test_a_directory_with_something_else_is_refused_untouched(tiny_folder, tmp_p
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(UsageError, match="thesis.tex"):
-        protect(open_dataset(tiny_folder()), out, CONFIG, device=CPU)
+        protect(open_dataset(tiny_folder()), out, **SMALL)
     assert (out / "thesis.tex").read_text() == "mine" and not (out / "run.json").exists()
 
 
@@ -89,17 +89,17 @@ def test_a_kill_while_the_first_file_is_written_does_not_block_the_next_start(
 ):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json.4711.fastue-tmp").write_text('{"meth')
-    assert protect(open_dataset(tiny_folder()), tmp_path / "out", CONFIG, device=CPU)
+    assert protect(open_dataset(tiny_folder()), tmp_path / "out", **SMALL).perturbation
     assert not list((tmp_path / "out").glob("*.fastue-tmp"))
 
 
 def test_a_kill_after_the_manifest_leaves_nothing_behind(tiny_folder, tmp_path):
     data, out = open_dataset(tiny_folder()), tmp_path / "out"
-    protect(data, out, CONFIG, device=CPU)
+    protect(data, out, **SMALL)
     (out / "work").mkdir()
     (out / "work" / "checkpoint.safetensors").touch()
     (out / "noise" / "unfinished.json").write_text("{}")
-    assert protect(data, out, CONFIG, device=CPU) is None
+    assert protect(data, out, **SMALL).perturbation is None
     assert not (out / "work").exists() and not (out / "noise" / "unfinished.json").exists()
 
 
@@ -108,9 +108,9 @@ def test_two_runs_in_one_directory_are_refused(tiny_folder, tmp_path):
 
     def second(phase, done, total, info):
         with pytest.raises(UsageError, match="another fastue"):
-            protect(data, out, CONFIG, device=CPU)
+            protect(data, out, **SMALL)
 
-    protect(data, out, CONFIG, device=CPU, progress=second)
+    protect(data, out, progress=second, **SMALL)
 
 
 def kill_and_resume(source, tmp_path, kills, seed, extra=()):

@@ -40,7 +40,7 @@ def protect(out, dataset, *, per="sample", compat="none", kind="png"):
     for shard in store.missing_shards():
         store.write_shard(shard, noise[store.shard_slice(shard)])
     rows = dataset.labels if per == "class" else torch.arange(len(dataset))
-    options = {"compat_emn2021": compat == "emn2021"}
+    options = {"change": "positive" if compat == "emn2021" else "additive"}
     if kind == "png":
         store.finish(write_folder(out / "images", dataset, noise, rows, **options))
     else:
@@ -84,7 +84,7 @@ def test_range_and_signs_at_the_edges():
     noise = torch.tensor([-8, 8, -8, 8, 8, -8, -127], dtype=torch.int8).reshape(1, 1, 1, 7)
     row = torch.zeros(1, dtype=torch.int64)
     assert protected_pictures(x, noise, row).flatten().tolist() == [0, 8, 0, 255, 255, 247, 1]
-    assert protected_pictures(x, noise, row, compat_emn2021=True).flatten().tolist() == [
+    assert protected_pictures(x, noise, row, change="positive").flatten().tolist() == [
         0,
         8,
         5,

@@ -17,7 +17,14 @@ def test_thirty_noise_steps_on_every_backend(tiny, mode, backend):
         pytest.skip(reason)
     data = tiny(8)
     config = EMNConfig(
-        mode=mode, arch="cnn-w4", batch=32, train_steps=2, steps=10, max_sweeps=3, subset=1.0
+        mode=mode,
+        arch="cnn-w4",
+        precision="float32",
+        batch=32,
+        train_steps=2,
+        steps=10,
+        max_sweeps=3,
+        subset=1.0,
     )
     results = {}
     for name in ("reference", backend):

@@ -6,12 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastue.core.errors import UsageError
-from fastue.methods import emn as module
-from fastue.methods.base import Checkpointer, Perturbation, budget_levels
-from fastue.methods.emn import EMNConfig, emn, recipe
+from fastue.data.budget import Budget
+from fastue.methods import loop
+from fastue.methods.base import Checkpointer, Perturbation
+from fastue.methods.emn import EMNConfig, emn
 from fastue.ops import apply_noise, linf_step
 
-SMALL = {"arch": "cnn-w8", "batch": 32, "train_steps": 5, "max_sweeps": 12}
+SMALL = {"arch": "cnn-w8", "precision": "float32", "batch": 32, "train_steps": 5, "max_sweeps": 12}
 
 
 @pytest.mark.parametrize("mode", ["sample", "class"])
@@ -50,7 +51,7 @@ def test_stop_needs_consecutive_good_sweeps(tiny, monkeypatch):
         return torch.zeros(noisy.shape), torch.tensor(taken)
 
     scripted.left = 0
-    monkeypatch.setattr(module, "_input_gradient", scripted)
+    monkeypatch.setattr(loop, "input_gradient", scripted)
     result = emn(data, EMNConfig(**SMALL, steps=1))
     assert [round(entry["error"], 6) for entry in result.history] == [0.0, 0.5, 0.0, 0.0]
     assert result.converged
@@ -91,7 +92,7 @@ def test_snapshot_times_do_not_change_the_result(tiny, tmp_path):
 
 def test_no_parameter_gradient_in_the_noise_step(tiny, monkeypatch):
     seen = []
-    original = module._input_gradient
+    original = loop.input_gradient
 
     def watch(theta, *args):
         gradient = original(theta, *args)
@@ -100,7 +101,7 @@ def test_no_parameter_gradient_in_the_noise_step(tiny, monkeypatch):
         seen.append((any(part.training for part in parts), wanting))
         return gradient
 
-    monkeypatch.setattr(module, "_input_gradient", watch)
+    monkeypatch.setattr(loop, "input_gradient", watch)
     emn(tiny(), EMNConfig(**{**SMALL, "max_sweeps": 1}))
     assert seen and all(not training and not parameters for training, parameters in seen)
 
@@ -113,9 +114,7 @@ def test_loss_falls_at_every_step_on_a_smooth_model(tiny):
     rows = torch.arange(len(data))
     losses = []
     for _ in range(10):
-        gradient, _ = module._input_gradient(
-            model, apply_noise(data.images, noise, rows), data.labels
-        )
+        gradient, _ = loop.input_gradient(model, apply_noise(data.images, noise, rows), data.labels)
         losses.append(
             float(F.cross_entropy(model(apply_noise(data.images, noise, rows)), data.labels))
         )
@@ -133,7 +132,7 @@ def test_sample_noise_does_not_depend_on_the_batch_split(tiny):
 
     def step(noise, part):
         x = data.images[part]
-        gradient, _ = module._input_gradient(
+        gradient, _ = loop.input_gradient(
             theta, apply_noise(x, noise, rows[part]), data.labels[part]
         )
         linf_step(noise, gradient, x, rows[part], step=0.8 / 255, eps=8 / 255)
@@ -155,7 +154,7 @@ def test_quantised_noise_is_rounded_to_nearest_and_within_budget():
 
 @pytest.mark.parametrize("eps, levels", [(8 / 255, 8), (1 / 255, 1), (0.03, 7), (127 / 255, 127)])
 def test_budget_levels(eps, levels):
-    assert budget_levels(eps) == levels
+    assert Budget(eps).levels == levels
 
 
 @pytest.mark.parametrize(
@@ -176,6 +175,9 @@ def test_paper_values_for_each_mode():
 
 
 def test_recipes():
-    assert recipe("paper", "sample", 8 / 255) == {} == recipe("fast", "class", 8 / 255)
-    fast = EMNConfig(**recipe("fast", "sample", 8 / 255))
+    assert EMNConfig(recipe="fast", mode="class") == EMNConfig(
+        mode="class", steps=1, step=0.8 / 255, recipe="fast"
+    )
+    fast = EMNConfig(recipe="fast")
     assert fast.steps == 5 and fast.step == pytest.approx(3.2 / 255)
+    assert EMNConfig(recipe="fast", steps=7).steps == 7

@@ -11,7 +11,7 @@ from fastue.models import build
 from fastue.ops import use_backend
 
 SMALL = dict(
-    arch="cnn-w8", batch=32, train_steps=5, max_sweeps=14, sigma=0.05, levels=3, train_draws=2, noise_draws=2,
+    arch="cnn-w8", precision="float32", batch=32, train_steps=5, max_sweeps=14, sigma=0.05, levels=3, train_draws=2, noise_draws=2,
     subset=1.0,
 )  # fmt: skip
 
@@ -77,18 +77,18 @@ def test_gradients_are_sums_over_noisy_copies(tiny):
     theta.smooth, theta.moves = True, 3
     theta.model.eval()
     base = theta.weights.base.clone()
-    found = [theta.gradient(x, y, move, 5)[0] for move in range(3)]
+    gradients = [theta.gradient(x, y, move, 5)[0] for move in range(3)]
     for move, sigma in enumerate((0.0, 0.025, 0.05)):
-        wanted = torch.zeros_like(x)
+        by_hand = torch.zeros_like(x)
         for draw in range(1 if sigma == 0 else 2):
             theta.weights.perturb(sigma, seed=0, purpose=4, draw=(5 * 3 + move) * 2 + draw)
             p = x.clone().requires_grad_()
             loss = torch.nn.functional.cross_entropy(theta.model(p), y, reduction="sum")
-            wanted += torch.autograd.grad(loss, p)[0]
+            by_hand += torch.autograd.grad(loss, p)[0]
         theta.weights.restore()
-        assert torch.allclose(found[move], wanted, rtol=1e-3, atol=1e-5 * wanted.abs().max())
+        assert torch.allclose(gradients[move], by_hand, rtol=1e-3, atol=1e-5 * by_hand.abs().max())
     assert torch.equal(theta.weights.base, base) and torch.equal(theta.weights.live, base)
-    assert not torch.allclose(found[1], found[2])
+    assert not torch.allclose(gradients[1], gradients[2])
     theta.model.train()
     theta.learn(x, y, 0)  # one optimiser step a level, from the unperturbed weights
     assert torch.equal(theta.weights.base, theta.weights.live) and not torch.equal(

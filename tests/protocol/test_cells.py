@@ -1,166 +1,173 @@
-"""Arms, rows and what is said of them."""
+"""Which victims are trained, on what, and which are found again."""
 
 import json
-import re
 
-import numpy as np
 import pytest
 import torch
 
-from fastue.core.errors import UsageError
-from fastue.data.preview import preview_grid
-from fastue.protocol import cells as protocol
-from fastue.protocol.cells import (
-    ARMS,
-    arm_pictures,
-    evaluate,
-    random_noise,
-    summarise,
-    verdict,
-)
-from fastue.protocol.report import text_table, write_report
+from fastue import countermeasures
+from fastue.core.errors import DataError, UsageError
+from fastue.countermeasures.base import Countermeasure
+from fastue.data.budget import Budget
+from fastue.models.training import train_step
+from fastue.protocol import cells
+from fastue.protocol.arms import ARMS
+from fastue.protocol.cells import Material, evaluate
 from fastue.victims.train import VictimConfig
 
+LINF = Budget(8 / 255)
 CONFIG = VictimConfig(epochs=2, batch=16)
 
-
-def row(arm, final, peak=None, seed=0, arch="cnn", countermeasure="none"):
-    return {
-        "countermeasure": countermeasure, "arm": arm, "arch": arch, "seed": seed, "accuracy_final": final,
-        "accuracy_peak": peak or final, "accuracy_curve": [10.0, final], "loss_curve": [2.0, 1.0],
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("per, rows", [("sample", 96), ("class", 4)])
-def test_random_noise_fills_the_budget_and_is_keyed(tiny, per, rows):
-    noise = random_noise(tiny(), 8, per, seed=0)
-    assert noise.shape == (rows, 3, 12, 12) and noise.dtype == torch.int8
-    assert noise.min() == -8 and noise.max() == 8 and abs(float(noise.float().mean())) < 0.5
-    assert torch.equal(noise, random_noise(tiny(), 8, per, seed=0))
-    assert not torch.equal(noise, random_noise(tiny(), 8, per, seed=1))
+# Names of row files as commit 3d645ad wrote them, for the setting of `first_setting`.
+OLD_KEYS = {
+    "clean": "907662dacee4aa83",
+    "protected": "3a298ccf9f1dae29",
+    "random-sample": "0f9ce8d309054f94",
+    "random-class": "d16d7679134e89ca",
+}
 
 
-def test_arms_hold_what_they_say(tiny):
-    originals, protected = tiny(), tiny(seed=9)
-    arms = {arm: arm_pictures(arm, 0, protected, originals, 8).images.int() for arm in ARMS}
-    assert torch.equal(arms["clean"], originals.images.int()) and torch.equal(
-        arms["protected"], protected.images.int()
-    )
-    change = arms["random-class"] - arms["clean"]
-    assert change.abs().max() <= 8
-    for k in range(4):
-        assert (
-            change[originals.labels == k] == change[originals.labels == k][0]
-        ).float().mean() > 0.99
-    change = arms["random-sample"] - arms["clean"]
-    assert change.abs().max() <= 8 and not torch.equal(change[0], change[1])
+def halved(images, labels, seed):
+    return images // 2
 
 
-def test_every_cell_is_a_row_and_is_trained_once(tiny, tmp_path, monkeypatch):
-    trained = []
+def other_step(*arguments, **options):
+    return train_step(*arguments, **options)
 
-    def fake(train, test, config, *, seed, progress):
-        trained.append((train.source, config.arch, seed))
+
+@pytest.fixture
+def victims(monkeypatch):
+    """Nothing is trained; what would have been is in the list."""
+    calls = []
+
+    def fake(train, test, config, *, seed, step, progress):
+        calls.append(
+            {"train": train, "test": test, "arch": config.arch, "seed": seed, "step": step}
+        )
+        progress(config.epochs, config.epochs, {})
         return {"accuracy": [20.0, 10.0 + seed], "loss": [1.0, 0.5], "train_accuracy": [99.0]}
 
-    monkeypatch.setattr(protocol, "train_victim", fake)
-    arguments = {
-        "levels": 8,
-        "suite": "none",
-        "archs": ["cnn", "vgg11"],
-        "config": CONFIG,
-        "out": tmp_path,
-    }
-    protected, originals, test = tiny(seed=9, source="p"), tiny(source="o"), tiny(seed=1)
-    rows = list(evaluate(protected, originals, test, seeds=[0, 1], **arguments))
-    assert len(rows) == len(trained) == 16
-    assert {"countermeasure", "arch", "seed", "arm", "accuracy_final", "accuracy_peak"} <= set(
-        rows[0]
-    )
+    monkeypatch.setattr(cells, "train_victim", fake)
+    return calls
+
+
+@pytest.fixture
+def material(tiny):
+    """A function (protection's seed, budget) -> Material."""
+
+    def build(seed=9, budget=LINF):
+        originals = tiny(source="o")
+        return Material(tiny(seed=seed, source="p"), originals, tiny(seed=1), budget)
+
+    return build
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function (material, …) -> rows of an attack."""
+
+    def attack(material, suite="none", archs=("cnn",), seeds=(0,), config=CONFIG, **options):
+        suite = countermeasures.suite(suite)
+        return list(
+            evaluate(
+                material,
+                suite=suite,
+                archs=list(archs),
+                seeds=list(seeds),
+                config=config,
+                out=tmp_path,
+                **options,
+            )
+        )
+
+    return attack
+
+
+def test_every_cell_is_a_row_and_is_trained_once(victims, material, run, tmp_path):
+    both = {"archs": ["cnn", "vgg11"]}
+    rows = run(material(), seeds=[0, 1], **both)
+    assert len(rows) == len(victims) == 16
+    names = {"countermeasure", "arch", "seed", "arm", "accuracy_final", "accuracy_peak"}
+    assert names <= set(rows[0])
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     assert {r["arm"] for r in rows} == set(ARMS) and rows[-1]["accuracy_final"] == 11.0
     assert rows[-1]["accuracy_peak"] == 20.0
-    again = list(evaluate(protected, originals, test, seeds=[0, 1, 2], **arguments))
-    assert len(again) == 24 and len(trained) == 24
-    # Another protection of the same source: its controls are the same victims, only the protected arm is new.
-    other = list(evaluate(tiny(seed=8), originals, test, seeds=[0, 1, 2], **arguments))
-    assert len(other) == 24 and len(trained) == 30
+    again = run(material(), seeds=[0, 1, 2], **both)
+    assert len(again) == 24 and len(victims) == 24
+    # Another protection of the same source: its controls are the same victims, only the protected
+    # arm is new.
+    other = run(material(seed=8), seeds=[0, 1, 2], **both)
+    assert len(other) == 24 and len(victims) == 30
 
 
-def test_a_changed_setting_is_not_mixed_with_old_rows(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        protocol,
-        "train_victim",
-        lambda *a, **k: {"accuracy": [1.0], "loss": [1.0], "train_accuracy": [1.0]},
-    )
-    arguments = {"levels": 8, "suite": "none", "archs": ["cnn"], "seeds": [0], "out": tmp_path}
-    list(evaluate(tiny(), tiny(), tiny(seed=1), config=CONFIG, **arguments))
-    monkeypatch.setattr(
-        protocol,
-        "train_victim",
-        lambda *a, **k: {"accuracy": [2.0], "loss": [1.0], "train_accuracy": [1.0]},
-    )
-    rows = list(
-        evaluate(tiny(), tiny(), tiny(seed=1), config=VictimConfig(epochs=3, batch=16), **arguments)
-    )
-    assert [r["accuracy_final"] for r in rows] == [2.0] * 4
+def test_rows_of_earlier_versions_are_found(victims, material, run, tmp_path):
+    """Their names are functions of pictures and settings; `none` and linf add nothing to them."""
+    (tmp_path / "rows").mkdir()
+    for arm, key in OLD_KEYS.items():
+        (tmp_path / "rows" / f"{key}.json").write_text(json.dumps({"arm": arm, "old": True}))
+    assert [(r["arm"], r["old"]) for r in run(material())] == [(arm, True) for arm in OLD_KEYS]
+    assert not victims
 
 
-def test_unknown_suites_and_arms_are_named(tiny, tmp_path):
-    arguments = {"levels": 8, "archs": ["cnn"], "seeds": [0], "config": CONFIG, "out": tmp_path}
-    with pytest.raises(UsageError, match="--suite everything"):
-        list(evaluate(tiny(), tiny(), tiny(), suite="everything", **arguments))
-    with pytest.raises(UsageError, match="--arms noisy"):
-        list(evaluate(tiny(), tiny(), tiny(), suite="none", arms=("noisy",), **arguments))
+def test_a_changed_setting_is_not_mixed_with_old_rows(victims, material, run):
+    run(material())
+    run(material(), config=VictimConfig(epochs=3, batch=16))
+    assert len(victims) == 8
+    run(material(budget=Budget(4 / 255)))
+    assert len(victims) == 10, "the budget changes the random arms, and those only"
+    run(material(budget=Budget(0.5, "l2")))
+    assert len(victims) == 12
+    run(material(budget=Budget(0.6, "l2")))
+    assert len(victims) == 14
 
 
-def test_summary_and_verdict():
-    rows = [row("clean", 90.0, seed=s) for s in (0, 1)] + [
-        row("protected", a, 40.0, s) for s, a in ((0, 12.0), (1, 16.0))
-    ]
-    rows += [row("random-class", 85.0)]
-    table = {line["arm"]: line for line in summarise(rows)}
-    assert table["protected"]["final_mean"] == 14.0 and table["protected"]["final_max"] == 16.0
-    assert table["protected"]["final_sd"] == pytest.approx(8**0.5) and table["clean"]["seeds"] == 2
-    text = verdict(rows, 10)
+def test_a_countermeasure_reaches_every_arm(victims, material, run):
+    pictures = material()
+    rows = run(pictures, suite=["none", Countermeasure("halved", halved)])
+    assert [r["countermeasure"] for r in rows] == ["none"] * 4 + ["halved"] * 4
+    plain, treated = victims[:4], victims[4:]
+    for before, after in zip(plain, treated, strict=True):
+        assert torch.equal(after["train"].images, before["train"].images // 2)
+        assert torch.equal(after["train"].labels, before["train"].labels)
+        assert torch.equal(after["test"].images, pictures.test.images)
+        assert after["step"] is train_step
+
+
+def test_a_countermeasure_may_treat_test_pictures_and_replace_the_step(victims, material, run):
+    pictures = material()
+    run(pictures, suite=[Countermeasure("both", halved, test=True, step=other_step)])
+    for call in victims:
+        assert torch.equal(call["test"].images, pictures.test.images // 2)
+        assert call["step"] is other_step
+
+
+def test_a_changed_countermeasure_is_trained_anew(victims, material, run):
+    run(material(), suite=["none", Countermeasure("halved", halved)])
+    assert len(victims) == 8
+    run(material(), suite=[Countermeasure("halved", halved), "none"])
+    assert len(victims) == 8
+    run(material(), suite=["none", Countermeasure("halved", halved, version=2)])
+    assert len(victims) == 12
+
+
+def test_progress_names_the_cell(victims, material, run):
+    names = []
+    run(material(), suite="none,jpeg", progress=lambda name, *rest: names.append(name))
     assert (
-        "14.0 %" in text and "90.0 %" in text and "76.0 points" in text and "too weak" not in text
+        names[0] == "[1/8] clean cnn seed 0"
+        and names[-1] == "[8/8] random-class after jpeg cnn seed 0"
     )
-    assert "too weak to judge" in verdict([*rows[:-1], row("random-class", 30.0)], 10)
-    assert "pass --source" in verdict([row("protected", 12.0)], 10)
-    # The worst case for the owner is named, not the best.
-    assert "vgg11" in verdict(
-        [*rows, row("protected", 55.0, arch="vgg11"), row("clean", 80.0, arch="vgg11")], 10
-    )
-    assert text_table(rows).splitlines()[1].split()[2] == "protected"
 
 
-def test_report_is_one_file_without_links(tmp_path):
-    rows = [
-        row("clean", 90.0),
-        row("protected", 12.0),
-        row("protected", 14.0, seed=1),
-        row("protected", 13.0, arch="<b>"),
-    ]
-    preview = tmp_path / "preview.png"
-    preview_grid(*(torch.zeros(2, 3, 8, 8, dtype=torch.uint8),) * 2, 8).save(preview)
-    written = write_report(tmp_path, rows, {"seed": 0, "note": "</pre><script>"}, 10, preview)
-    page = (tmp_path / "report.html").read_text()
-    assert {path.name for path in written} == {"accuracy.png", "report.html"}
-    sources = re.findall(r"(?:src|href)='([^']*)'", page)
-    assert len(sources) == 2 and all(
-        source.startswith("data:image/png;base64,") for source in sources
-    )
-    assert "<script" not in page and "<b>" not in page and "13.0 &plusmn; 1.4" in page
-
-
-def test_preview_shows_noise_around_grey():
-    clean = torch.full((1, 1, 4, 4), 100, dtype=torch.uint8)
-    protected = clean.clone()
-    protected[0, 0, 0, 0], protected[0, 0, 0, 1] = 108, 92
-    grid = np.asarray(preview_grid(clean, protected, 8, cell=4))
-    left = 4 + 8  # second column: gap, a cell and a gap to its left
-    cell = grid[18 : 18 + 4, left : left + 4, 0]
-    assert cell[0, 0] == 255 and cell[0, 1] == 1 and cell[2, 2] == 128
-    difference = grid[18 : 18 + 4, 4 + 24 : 4 + 28, 0]
-    assert difference[0, 0] == difference[0, 1] == 80 and difference[2, 2] == 0
+def test_what_cannot_be_compared_is_refused_before_work(victims, material, run, tiny, tmp_path):
+    with pytest.raises(UsageError, match="--arms noisy"):
+        run(material(), arms=("noisy",))
+    alone = Material(tiny(), None, tiny(seed=1), LINF)
+    with pytest.raises(UsageError, match="--source"):
+        run(alone)
+    small = tiny(seed=1)
+    small.images = small.images[..., :10]
+    with pytest.raises(DataError, match="12x10"):
+        run(Material(tiny(), tiny(), small, LINF))
+    assert not list(tmp_path.iterdir())
+    assert len(run(alone, arms=("protected",))) == 1

@@ -1,10 +1,13 @@
 """Victims: they learn what can be learnt, and depend on the seed alone."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fastue.core.errors import DataError
+from fastue.models.training import train_step
 from fastue.victims.train import VictimConfig, check_pair, train_victim
 
 CONFIG = VictimConfig(arch="cnn-w8", epochs=4, batch=16, lr=0.05, augment=False)
@@ -29,7 +32,7 @@ def test_same_seed_same_curve_other_seed_other_curve(tiny):
 
 
 def test_shortcut_noise_ruins_the_victim(tiny):
-    """The pictures carry a stronger, simpler cue of the class than what they show: the test set lacks it."""
+    """The pictures carry a stronger, simpler cue of the class than what they show: tests lack it."""
     train = tiny()
     train.images.permute(0, 2, 3, 1)[:, ::2, ::2, :] = (60 * train.labels).to(train.images.dtype)[
         :, None, None, None
@@ -54,3 +57,23 @@ def test_sets_that_do_not_fit_are_refused_with_both_names(tiny):
     test.images = test.images[:, :, :10]
     with pytest.raises(DataError, match="testset: pictures are 10x12.*--size"):
         check_pair(train, test)
+
+
+def test_the_step_of_a_countermeasure_replaces_the_plain_one(tiny):
+    """A step that draws at random: the victim is still a function of the seed, and torch's own
+    generator is left where it was."""
+
+    def noisy_step(model, optimizer, x, y, **options):
+        return train_step(model, optimizer, x + 0.3 * torch.rand_like(x), y, **options)
+
+    def curves(seed):
+        torch.manual_seed(next(states))  # what ran before must not matter
+        before = torch.random.get_rng_state()
+        result = train_victim(tiny(), tiny(seed=1), CONFIG, seed=seed, step=noisy_step)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        return result
+
+    states = itertools.count()
+    first, again, other = curves(0), curves(0), curves(1)
+    assert first == again and first["loss"] != other["loss"]
+    assert first["loss"] != train_victim(tiny(), tiny(seed=1), CONFIG, seed=0)["loss"]

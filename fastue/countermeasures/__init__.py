@@ -1,0 +1,54 @@
+"""What an adversary does to protected pictures before or while training on them.
+
+One file each, named like the countermeasure, holding `COUNTERMEASURE`; it is imported when it is
+used. A line in the table below is all that the parser, the attack and the report need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fastue.core.errors import UsageError
+
+if TYPE_CHECKING:  # the table is read for `fastue attack --help`, which must not wait for torch
+    from fastue.countermeasures.base import Countermeasure
+
+SUMMARIES = {
+    "none": "train on the pictures as they are",
+    "grayscale": "colour taken out of the training pictures",
+    "jpeg": "training pictures encoded as JPEG of quality 10",
+}
+SUITES = {"none": ("none",), "quick": ("none", "grayscale", "jpeg")}
+
+
+def load(name: str) -> Countermeasure:
+    """The countermeasure of this name. Raises UsageError, with the list, where there is none."""
+    if name not in SUMMARIES:
+        raise UsageError(
+            f"--suite {name}: unknown. Use one of {', '.join(SUITES)}, "
+            f"or some of {', '.join(SUMMARIES)}, separated by commas"
+        )
+    module = importlib.import_module(f"fastue.countermeasures.{name.replace('-', '_')}")
+    return module.COUNTERMEASURE
+
+
+def suite(spec: str | Sequence[str | Countermeasure]) -> list[Countermeasure]:
+    """`quick`, `none`, `jpeg,grayscale`, or a list of names and of your own Countermeasures.
+
+    Raises UsageError for an unknown name, or where two would go by the same one.
+    """
+    if isinstance(spec, str):
+        words = [word.strip() for word in spec.split(",") if word.strip()]
+        spec = [name for word in words for name in SUITES.get(word, (word,))]
+    members = [load(member) if isinstance(member, str) else member for member in spec]
+    if not members:
+        raise UsageError("--suite: the list is empty; `none` trains on the pictures as they are")
+    by_name = {member.name: member for member in members}  # the last of a name
+    for member in members:
+        # A result is kept under the name, so a name must stand for one thing only.
+        namesake = load(member.name) if member.name in SUMMARIES else by_name[member.name]
+        if member != namesake:
+            raise UsageError(f"--suite: two countermeasures are called {member.name}; rename yours")
+    return list(by_name.values())

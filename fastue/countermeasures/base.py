@@ -1,0 +1,53 @@
+"""What a countermeasure is: other training pictures, or another training step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastue.core.errors import DataError
+from fastue.data.dataset import ImageDataset
+from fastue.models.training import train_step
+
+
+def identity(images: Tensor, labels: Tensor | None, seed: int) -> Tensor:
+    return images
+
+
+@dataclass(frozen=True)
+class Countermeasure:
+    """A name, and what differs from plain training.
+
+    pictures  (images uint8 [N,C,H,W], labels int64 [N], seed) -> uint8 of the same shape: applied
+              once to the whole training set. Must not write into `images`. Random draws come from
+              `seed` (`keyed_generator(seed, name)`), so that a victim can be trained again.
+    test      whether the pictures of the clean test set go through `pictures` too. Their labels
+              are not told: it gets None.
+    step      replaces fastue.models.training.train_step, same arguments. Random draws may come
+              from torch's global generator, which a victim's training seeds.
+    version   raise it when the result changes: victims trained before are then trained anew.
+    """
+
+    name: str
+    pictures: Callable[[Tensor, Tensor | None, int], Tensor] = identity
+    test: bool = False
+    step: Callable[..., Tensor] = train_step
+    version: int = 1
+
+    def training_set(self, data: ImageDataset, seed: int) -> ImageDataset:
+        """`data` as the victim sees it in training; labels, ids and classes are the same."""
+        return self._apply(data, data.labels, seed)
+
+    def test_set(self, data: ImageDataset, seed: int) -> ImageDataset:
+        """`data` as the trained victim is asked about it."""
+        return self._apply(data, None, seed) if self.test else data
+
+    def _apply(self, data: ImageDataset, labels: Tensor | None, seed: int) -> ImageDataset:
+        images = self.pictures(data.images, labels, seed)
+        if images.dtype != torch.uint8 or images.shape != data.images.shape:
+            raise DataError(
+                f"countermeasure {self.name}: its pictures are {images.dtype} {list(images.shape)};"
+                f" they must be torch.uint8 {list(data.images.shape)}, like those it is given"
+            )
+        return replace(data, images=images.to(data.device))

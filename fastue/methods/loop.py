@@ -1,0 +1,265 @@
+"""What methods around a surrogate share: the walk of training batches and sweeps, and everything
+that is no mathematics.
+
+A `Run` keeps the state, so that a method's own file holds its two moves and nothing else. It
+survives being killed (every draw is keyed by (seed, purpose, number), each snapshot is a complete
+state), tells how far it is, and takes the time of each part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastue.methods.base import Checkpointer, Perturbation, lazy, silent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from fastue.core.clock import Clock
+    from fastue.data.dataset import ImageDataset
+    from fastue.models.frozen import FrozenCopy
+else:
+    torch = lazy("torch")
+
+F = lazy("torch.nn.functional")
+core = lazy("fastue.core.clock")
+dataset = lazy("fastue.data.dataset")
+frozen = lazy("fastue.models.frozen")
+models = lazy("fastue.models")
+ops = lazy("fastue.ops")
+training = lazy("fastue.models.training")
+
+
+class Surrogate:
+    """theta: learns the noisy pictures, then stands still while the noise learns to please it."""
+
+    def __init__(self, model: nn.Module, config: Any):
+        self.model, self.config = model, config
+        self.optimizer = training.sgd(model, config.lr)
+        self.frozen = frozen.FrozenCopy(model, config.precision, compile=config.compile)
+        self.moves = config.steps  # noise steps on a batch in one sweep
+
+    def begin(self, history: list[dict]) -> None:
+        """Before each sweep and after a resume; `history` holds the sweeps done."""
+
+    def learn(self, x: Tensor, y: Tensor, number: int) -> None:
+        """The `number`-th training step of the run."""
+        c = self.config
+        training.train_step(self.model, self.optimizer, x, y, precision=c.precision, clip=c.clip)
+
+    def gradient(self, noisy: Tensor, y: Tensor, move: int, number: int) -> tuple[Tensor, Tensor]:
+        """For noise step `move` on the `number`-th batch of all sweeps: see input_gradient."""
+        return input_gradient(self.frozen, noisy, y)
+
+    def finished(self, history: list[dict]) -> bool:
+        recent = [entry["error"] for entry in history[-self.config.stop_sweeps :]]
+        return len(recent) == self.config.stop_sweeps and max(recent) <= self.config.stop_error
+
+
+def input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """d CE / d noisy [B,C,H,W] in its dtype, summed over the batch, and how many pictures theta got
+    right.
+    """
+    noisy = noisy.detach().requires_grad_()
+    logits = theta(noisy)
+    loss = F.cross_entropy(logits, y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, noisy)
+    return gradient, (logits.argmax(1) == y).sum()
+
+
+class Run:
+    """One run of a method that trains a surrogate and sweeps over the pictures in turns.
+
+    `rows` are the pictures a sweep goes over. `noise` is in channels_last on the device of `data`,
+    zero at first.
+    """
+
+    def __init__(
+        self,
+        data: ImageDataset,
+        config: Any,
+        surrogate: type[Surrogate],
+        rows: Tensor,
+        *,
+        checkpoint: Checkpointer | None = None,
+        clock: Clock | None = None,
+        progress: Callable[[str, int, int, dict], None] = silent,
+    ):
+        self.data, self.config, self.rows = data, config, rows
+        self.checkpoint, self.progress = checkpoint or Checkpointer(None), progress
+        self.clock = clock or core.Clock()
+        self.batch = min(config.batch, len(data))
+        self.classwise = config.mode == "class"
+
+        model = models.build(config.arch, data.num_classes, data.shape[0], seed=config.seed)
+        model = model.to(data.device, memory_format=torch.channels_last)
+        self.theta = surrogate(model, config)
+        bank = data.num_classes if self.classwise else len(data)
+        noise = torch.zeros(bank, *data.shape, device=data.device)
+        self.noise = noise.contiguous(memory_format=torch.channels_last)
+        self.apply_noise = self.timed("ops", ops.apply_noise)
+
+        self.state = {"sweep": 0, "trained": 0, "swept": 0, "correct": 0, "history": []}
+        if saved := self.checkpoint.load():
+            tensors, self.state = saved
+            self.noise.copy_(tensors.pop("noise"))
+            unpack(tensors, model, self.theta.optimizer)
+        self._correct = torch.tensor(self.state["correct"], device=data.device)
+
+    def goes_on(self) -> bool:
+        """Whether another round is due; tells theta that it begins."""
+        history = self.state["history"]
+        if self.state["sweep"] >= self.config.max_sweeps or self.theta.finished(history):
+            return False
+        self.theta.begin(history)
+        return True
+
+    def training_batches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """(noisy pictures, labels, number of the step) of this round's steps, walking on through
+        the data.
+        """
+        state, steps = self.state, self.config.train_steps
+        self.theta.model.train()
+        while state["trained"] < (state["sweep"] + 1) * steps:
+            with self.clock("data"):
+                x, y, index = training_batch(
+                    self.data, self.batch, state["trained"], self.config.seed
+                )
+            rows = y if self.classwise else index
+            noisy = self.apply_noise(x, self.noise, rows, channels_last=True)
+            with self.clock("training"):
+                yield noisy, y, state["trained"]
+            state["trained"] += 1
+            done = state["trained"] - state["sweep"] * steps
+            self._report("surrogate", done * self.batch, steps * self.batch)
+
+    def sweep_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        """(pictures uint8, labels, which noise each takes, number of the batch in all sweeps) of
+        one sweep.
+
+        theta stands still meanwhile. Ends with the sweep's error rate, from what `count` was told:
+        the only read-back.
+        """
+        state, rows = self.state, self.rows
+        self.theta.frozen.refresh()
+        left = dataset.batches(self.data, self.batch, rows[state["swept"] :])
+        for x, y, index in self.clock.over("data", left):
+            number = state["sweep"] * -(-len(rows) // self.batch) + state["swept"] // self.batch
+            yield x, y, (y if self.classwise else index), number
+            state["swept"] += len(y)
+            self._report("noise", state["swept"], len(rows))
+        error = 1 - int(self._correct) / len(rows)
+        self._correct.zero_()
+        state["history"].append({"sweep": state["sweep"], "error": error})
+        state["sweep"], state["swept"] = state["sweep"] + 1, 0
+        self.checkpoint.tick(self._snapshot)
+
+    def count(self, right: Tensor) -> None:
+        """How many pictures of a batch theta got right before the noise moved for the last time."""
+        self._correct += right
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """The same function, its time counted under `name`."""
+
+        def call(*arguments, **keywords):
+            with self.clock(name):
+                return function(*arguments, **keywords)
+
+        return call
+
+    def result(self, **more) -> Perturbation:
+        """The noise as it stands; `more` are further fields of the Perturbation."""
+        c, history = self.config, self.state["history"]
+        converged = self.theta.finished(history)
+        error = 100 * history[-1]["error"]
+        warning = "the surrogate had not learnt the noisy pictures when the sweeps ran out"
+        return Perturbation(
+            self.noise,
+            c.mode,
+            c.eps,
+            history,
+            converged,
+            self.theta.model,
+            c.arch,
+            c.norm,
+            summary=f"{len(history)} sweeps, surrogate error on the noisy pictures {error:.2f} %",
+            warning="" if converged else f"{warning}; try fastue attack",
+            **more,
+        )
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], dict]:
+        tensors = {"noise": self.noise, **pack(self.theta.model, self.theta.optimizer)}
+        return tensors, {**self.state, "correct": int(self._correct)}
+
+    def _report(self, phase: str, done: int, total: int) -> None:
+        history = self.state["history"]
+        info = {"error": history[-1]["error"]} if history else {}
+        self.progress(f"sweep {self.state['sweep'] + 1}, {phase}", done, total, info)
+        self.checkpoint.tick(self._snapshot)
+
+
+@functools.lru_cache(maxsize=1)
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    return dataset.epoch_order(n, seed, epoch)
+
+
+def training_batch(data: ImageDataset, batch: int, step: int, seed: int):
+    """The `step`-th batch of a walk through the data in keyed epochs, without the ragged end of an
+    epoch.
+    """
+    per_epoch = len(data) // batch
+    order = _order(len(data), seed, step // per_epoch)
+    start = step % per_epoch * batch
+    return next(dataset.batches(data, batch, order[start : start + batch]))
+
+
+class _Enough(Exception):
+    """Ends a run whose batches have been timed."""
+
+
+def batch_seconds(make: Callable, data: ImageDataset, config: Any) -> tuple[float, float]:
+    """Seconds of a training step and of a sweep's batch: one round of training and a few batches
+    are run.
+    """
+    seconds: dict[bool, list[float]] = {False: [], True: []}  # in a sweep: times
+    last = time.perf_counter()
+
+    def watch(phase: str, done: int, total: int, info: dict) -> None:
+        nonlocal last
+        if data.device.type == "cuda":
+            torch.cuda.synchronize(data.device)
+        now = time.perf_counter()
+        in_sweep = phase.endswith("noise")
+        seconds[in_sweep].append(now - last)
+        if in_sweep and (len(seconds[True]) == 4 or done == total):
+            raise _Enough
+        last = time.perf_counter()
+
+    with contextlib.suppress(_Enough):
+        make(data, config, progress=watch)
+    return min(seconds[False]), min(seconds[True])
+
+
+def pack(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Weights, buffers and momentum as one flat dict, for a checkpoint."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{i}"] = momentum
+    return tensors
+
+
+def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.SGD) -> None:
+    """The reverse of `pack`, in place."""
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(weights)
+    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if f"momentum.{i}" in tensors:
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])
+            optimizer.state[parameter]["momentum_buffer"] = buffer

@@ -1,0 +1,182 @@
+"""`fastue.commands.attack.attack` as a program calls it, and the flags of the command."""
+
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastue.cli import main
+from fastue.commands.attack import attack
+from fastue.core.errors import DataError, UsageError
+from fastue.countermeasures.base import Countermeasure
+from fastue.data.sources import open_dataset
+from fastue.protocol import cells
+
+PROTECT = ["--mode", "class", "--arch", "cnn-w8", "--steps", "2", "--precision", "float32"]
+SHORT = {"arch": "cnn-w8", "epochs": 1, "batch": 16}
+
+
+@pytest.fixture
+def pictures(tiny_folder, tmp_path):
+    """Paths: what was protected, the originals, clean test pictures."""
+    source, test, out = tiny_folder(), tiny_folder("test", seed=1), tmp_path / "P"
+    assert main(["protect", str(source), "--out", str(out), *PROTECT]) == 0
+    return out, source, test
+
+
+@pytest.fixture
+def victims(monkeypatch):
+    """Nothing is trained; the training pictures of every victim are in the list."""
+    calls = []
+
+    def fake(train, test, config, **options):
+        calls.append((train, test, config))
+        return {"accuracy": [50.0], "loss": [1.0], "train_accuracy": [99.0]}
+
+    monkeypatch.setattr(cells, "train_victim", fake)
+    return calls
+
+
+def test_quick_suite_trains_all_and_says_which_is_worst(pictures, tmp_path):
+    protected, _, test = pictures
+    result = attack(protected, test, suite="quick", arms=["clean", "protected"], **SHORT)
+    assert [(row["countermeasure"], row["arm"]) for row in result.rows] == [
+        (name, arm) for name in ("none", "grayscale", "jpeg") for arm in ("clean", "protected")
+    ]
+    finals = {r["countermeasure"]: r["accuracy_final"] for r in result.rows[1::2]}
+    worst = max(finals, key=finals.get)
+    assert f"{finals[worst]:.1f} %" in result.verdict and "over 3 settings" in result.verdict
+    assert (worst == "none") == (" after " not in result.verdict)
+    assert {path.name for path in result.files} == {"results.json", "accuracy.png", "report.html"}
+    assert all(path.parent == protected / "attack" for path in result.files)
+    settings = json.loads((protected / "attack" / "attack.json").read_text())
+    assert settings["suite"] == "none,grayscale,jpeg" and settings["seeds"] == [0]
+
+
+def test_sets_in_memory_and_a_countermeasure_of_ones_own(pictures, victims, tmp_path):
+    protected, source, test = pictures
+    mine = Countermeasure("darker", lambda images, labels, seed: images // 2)
+    sets = {"clean": open_dataset(test), "source": open_dataset(source)}
+    result = attack(protected, out=tmp_path / "A", suite=["none", mine], **sets, **SHORT)
+    assert len(result.rows) == len(victims) == 8
+    assert torch.equal(victims[4][0].images, sets["source"].images // 2)
+    settings = json.loads((tmp_path / "A" / "attack.json").read_text())
+    assert settings["clean"] == str(test) and settings["suite"] == "none,darker"
+
+
+def test_rows_serve_an_attack_with_a_larger_suite(pictures, victims):
+    protected, _, test = pictures
+    attack(protected, test, **SHORT)
+    attack(protected, test, suite="quick", **SHORT)
+    assert len(victims) == 12
+
+
+def test_unsorted_folders(tiny, tmp_path, victims):
+    """The table has the classes of the test pictures, the manifest those of the originals."""
+    from PIL import Image
+
+    tables = {}
+    for name, seed in (("train", 0), ("test", 1)):
+        data = tiny(seed=seed)
+        (tmp_path / name).mkdir()
+        lines = []
+        for number, (picture, label) in enumerate(zip(data.images, data.labels, strict=True)):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(
+                tmp_path / name / f"{number}.png"
+            )
+            lines.append(f"{number}.png,{data.classes[label]}")
+        tables[name] = tmp_path / f"{name}.csv"
+        tables[name].write_text("\n".join(lines))
+    source, out = str(tmp_path / "train"), tmp_path / "P"
+    protect = ["protect", source, "--labels", str(tables["train"]), "--out", str(out), *PROTECT]
+    assert main(protect) == 0
+    command = ["attack", str(out), "--clean", str(tmp_path / "test"), "--arch", "cnn-w8"]
+    assert main(command) == 3, "the test pictures have no classes"
+    assert main([*command, "--labels", str(tables["test"])]) == 0
+    assert len(victims) == 4
+    moved = tmp_path / "moved"
+    shutil.move(source, moved)
+    result = attack(out, tmp_path / "test", source=moved, labels=tables["test"], arch="cnn-w8")
+    assert len(result.rows) == 4 and len(victims) == 4
+
+
+@pytest.mark.parametrize(
+    "options, error, text",
+    [
+        (
+            {"suite": "everything"},
+            UsageError,
+            "--suite everything: unknown.*quick.*grayscale, jpeg",
+        ),
+        ({"arms": ["noisy"]}, UsageError, "--arms noisy"),
+        ({"arch": ["cnn", "resnet5"]}, UsageError, "resnet5"),
+        ({"device": "tpu"}, UsageError, "--device tpu"),
+        ({"source": "no/such/folder"}, DataError, "no/such/folder"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(pictures, victims, tmp_path, options, error, text):
+    protected, _, test = pictures
+    with pytest.raises(error, match=text):
+        attack(protected, test, out=tmp_path / "A", **(SHORT | options))
+    assert not victims and not (tmp_path / "A").exists()
+
+
+def test_other_originals_are_refused_and_lost_ones_done_without(pictures, victims, tmp_path):
+    protected, source, test = pictures
+    with pytest.raises(DataError, match="not the pictures that were protected"):
+        attack(protected, test, source=test, **SHORT)
+    with pytest.raises(DataError, match="not the pictures that were protected"):
+        attack(protected, test, source=open_dataset(test), **SHORT)
+    shutil.rmtree(source)
+    with pytest.raises(UsageError, match="pass --source"):
+        attack(protected, test, arms=["clean"], **SHORT)
+    assert [row["arm"] for row in attack(protected, test, **SHORT).rows] == ["protected"]
+
+
+def test_controls_follow_the_norm_in_the_manifest(pictures, victims, monkeypatch):
+    protected, source, test = pictures
+    manifest = protected / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"norm": "l2", "eps": 0.5}))
+    attack(protected, test, arms=["random-sample"], **SHORT)
+    change = victims[0][0].images.float() - open_dataset(source).images.float()
+    lengths = change.flatten(1).norm(dim=1)
+    assert lengths.min() > 100 and lengths.max() <= 127.5
+
+
+def test_the_command_takes_its_defaults_from_the_function(pictures, monkeypatch):
+    """Every argument is a flag (or the program's own callback), and none repeats a default."""
+    from fastue.cli import attack as command
+
+    seen = {}
+
+    def spy(**arguments):
+        seen.update(arguments)
+        raise UsageError("stop")
+
+    signature = inspect.signature(attack)
+    spy.__signature__ = signature
+    monkeypatch.setattr(command, "attack", spy)
+    assert main(["attack", "P", "--clean", "T"]) == 2
+    assert set(seen) == set(signature.parameters)
+    for name in set(seen) - {"directory", "clean", "progress", "on_row"}:
+        default = signature.parameters[name].default
+        same = (default, [default], list(default) if name == "seeds" else default)
+        assert seen[name] in same, name
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from fastue.cli import main\n"
+        "try: main(['attack', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "quick =" in printed.stdout and "--labels" in printed.stdout
