@@ -1,3 +1,66 @@
-"""fastue: make image data sets unlearnable, prove it, and try to break it."""
+"""fastue: make image data sets unlearnable, prove it, and try to break it.
+
+    import fastue
+    fastue.protect("pictures/train", "protected", mode="class")
+
+Each name is loaded when it is first used: `import fastue` itself loads not even torch. All of them: docs/API.md.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastue import ops
+    from fastue.commands.attack import attack
+    from fastue.commands.certify import certify
+    from fastue.commands.protect import protect
+    from fastue.commands.verify import verify
+    from fastue.data.protected import Protected
+    from fastue.data.sources import open_dataset
+    from fastue.methods import emn, lsp, pue
+    from fastue.ops import use_backend
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Protected",
+    "__version__",
+    "attack",
+    "certify",
+    "emn",
+    "lsp",
+    "open_dataset",
+    "ops",
+    "protect",
+    "pue",
+    "use_backend",
+    "verify",
+]
+
+# The module that a name is taken from; `ops` is a module itself.
+_HOMES = {
+    "protect": "fastue.commands.protect",
+    "verify": "fastue.commands.verify",
+    "attack": "fastue.commands.attack",
+    "certify": "fastue.commands.certify",
+    "emn": "fastue.methods",
+    "pue": "fastue.methods",
+    "lsp": "fastue.methods",
+    "open_dataset": "fastue.data.sources",
+    "Protected": "fastue.data.protected",
+    "use_backend": "fastue.ops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("fastue.ops")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastue' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # from now on found without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
