@@ -3,7 +3,8 @@
     import fastue
     fastue.protect("pictures/train", "protected", mode="class")
 
-Each name is loaded when it is first used: `import fastue` itself loads not even torch. All of them: docs/API.md.
+Each name is loaded when it is first used; `import fastue` itself loads not even torch.
+docs/API.md describes them all.
 """
 
 import importlib

@@ -20,16 +20,16 @@ from fastue.data.writers import protected_pictures
 
 
 class Protected(Dataset):
-    """What `fastue protect` wrote, one item a picture: (picture uint8 [C, H, W], label int, id str).
+    """What `fastue protect` wrote as a torch Dataset: (picture uint8 [C, H, W], label int, id str).
 
-    directory  with its `manifest.json` and `images/`; each picture is decoded when it is asked for
-    originals  clean pictures, open or as `open_dataset` takes them: the noise of the store is added to these,
-               and `images/` is not read
+    directory  with its `manifest.json` and `images/`; a picture is decoded when it is asked for
+    originals  clean pictures, open or as `open_dataset` takes them: the noise of the store is added
+               to these, and `images/` is not read
     transform  called with the uint8 picture; what it returns takes its place
 
-    `classes` names the labels, `ids` the pictures in order, `manifest` is the content of manifest.json. Works in the
-    workers of a DataLoader. Raises DataError, naming the file, for an unfinished run and for pictures that are missing,
-    damaged, of another size, or not those that were protected.
+    `classes` names the labels, `ids` the pictures in order, `manifest` is what manifest.json holds.
+    Works in the workers of a DataLoader. Raises DataError, naming the file, for an unfinished run
+    and for pictures that are missing, damaged, of another size, or not those that were protected.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Small commands whose results must not change, run in a folder of their own.
 
     python commands.py FOLDER           canary first; then every command, each into FOLDER/<name>
-    python commands.py FOLDER stopped   the same, then the first command again as a kill would leave it
+    python commands.py FOLDER stopped   also the first one again, left as a kill would leave it
 
-It imports nothing of fastue but the command line, so that it runs any commit's (PYTHONPATH says which). Floats depend
-on the processor: `environment()` asks torch, MKL and oneDNN for code that every x86-64 machine has, and `canary()`
-tells whether that worked.
+It imports nothing of fastue but the command line, so that it runs any commit's (PYTHONPATH says
+which). Floats depend on the processor: `environment()` asks torch, MKL and oneDNN for code that
+every x86-64 machine has, and `canary()` tells whether that worked.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def environment(checkout: Path) -> dict[str, str]:
 
 
 def write_pictures(folder: Path) -> None:
-    """FOLDER/pictures and FOLDER/test: a bright shape a class on noise from a hash, equal everywhere."""
+    """FOLDER/pictures and FOLDER/test: a bright shape a class on noise from a hash."""
     import numpy as np
     from PIL import Image
 
@@ -76,7 +76,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def canary() -> str:
-    """A hash of a network's first steps in plain torch: equal where the results can be expected equal."""
+    """A hash of a network's first steps in plain torch: equal where the results should be."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -106,7 +106,7 @@ def canary() -> str:
 
 
 def results(folder: Path) -> dict:
-    """What must stay, of the directories that the commands filled: hashes of files, values of JSON."""
+    """What must stay of what the commands wrote: hashes of files, values of JSON."""
     summary = {name: _protected(folder / name) for name in PROTECTED}
     document = json.loads((folder / "certificate" / "certificate.json").read_text())
     kept = ("digest", "correct", "certificates", "noiseless_correct")
@@ -120,7 +120,10 @@ def results(folder: Path) -> dict:
 
 
 def _protected(directory: Path) -> dict[str, str]:
-    """Hashes: files as they are, pictures by their pixels (PNG bytes are Pillow's), the manifest by its entries."""
+    """Hashes of files, of the manifest's entries, and of the pictures' pixels.
+
+    The bytes of a PNG file are left out: they change with the version of Pillow.
+    """
     import numpy as np
     from PIL import Image
 
@@ -143,7 +146,7 @@ def _hash(content: bytes) -> str:
 
 
 def _interrupt(main) -> None:
-    """The first command into UNFINISHED, stopped in its second sweep with a checkpoint on the disk."""
+    """The first command into UNFINISHED, stopped in its second sweep with a checkpoint."""
     from fastue.cli.progress import Progress
 
     def update(self, name, done, total, info):
@@ -158,7 +161,7 @@ def _interrupt(main) -> None:
 if __name__ == "__main__":
     from fastue.cli import main
 
-    # The canary goes first: what runs later in this process cannot bend it, nor it what comes later.
+    # First, so that nothing that a command leaves behind in this process can bend it.
     summary = {"canary": canary()}
     os.chdir(sys.argv[1])
     write_pictures(Path())

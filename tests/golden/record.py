@@ -1,4 +1,4 @@
-"""Record what the commands of a commit write: hashes.json and a few small directories, for test_golden.py.
+"""Record what the commands of a commit write: hashes.json and small directories.
 
     git worktree add ../old 3d645ad
     python -m tests.golden.record --of ../old

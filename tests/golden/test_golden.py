@@ -1,6 +1,6 @@
 """The same command gives the same bytes, and what an earlier commit wrote still opens.
 
-hashes.json and the directory named after its commit are what `python -m tests.golden.record` kept of that commit.
+hashes.json and the directory named after its commit are what `python -m tests.golden.record` kept.
 """
 
 import json
@@ -39,7 +39,7 @@ def test_the_same_command_gives_the_same_bytes(today, name):
 
 
 def test_the_hashes_tell_runs_apart():
-    """What is compared moves when a result does: no two protections share noise, no two victims a curve."""
+    """What is compared moves when a result does: no two protections share their noise."""
     shards = [RECORD[name]["noise/shard-00000.safetensors"] for name in ("emn-class", "pue")]
     assert len({*shards, RECORD["emn-sample"]["noise/shard-00000.safetensors"]}) == 3
     assert len(RECORD["attack"]) == 8 and len(set(RECORD["certificate"]["correct"])) > 4
