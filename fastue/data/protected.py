@@ -75,9 +75,8 @@ class Protected(Dataset):
         if self._clean is None:
             return self._decoded(self.directory / self.manifest["pictures"]["files"][row])
         noise, only = self._store.rows([row]), torch.zeros(1, dtype=torch.int64)
-        compat = self.manifest["compat"] == "emn2021"
         clean = self._clean[row : row + 1]
-        return protected_pictures(clean, noise, only, compat_emn2021=compat)[0]
+        return protected_pictures(clean, noise, only, change=self._store.change)[0]
 
     def _decoded(self, path: Path) -> Tensor:
         try:

@@ -16,21 +16,22 @@ from fastue.data.store import NoiseStore
 from fastue.data.writers import protected_pictures, write_folder, write_npz
 
 
-def write(out, data, per, *, compat="none", kind="png"):
+def write(out, data, per, *, change="additive", kind="png"):
     """A protected directory of `data` as protect leaves it, with noise from a generator."""
     rows = torch.arange(len(data)) if per == "sample" else data.labels
     shape = (len(data) if per == "sample" else data.num_classes, *data.shape)
     noise = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(1)).to(torch.int8)
-    header = {"method": "emn", "config": {}, "compat": compat}
-    store = NoiseStore.create(out, data, per=per, eps=8 / 255, shard_rows=7, header=header)
+    header = {"method": "emn", "config": {}}
+    store = NoiseStore.create(
+        out, data, per=per, eps=8 / 255, change=change, shard_rows=7, header=header
+    )
     for shard in store.missing_shards():
         store.write_shard(shard, noise[store.shard_slice(shard)])
-    bug = compat == "emn2021"
     if kind == "png":
-        store.finish(write_folder(out / "images", data, noise, rows, compat_emn2021=bug))
+        store.finish(write_folder(out / "images", data, noise, rows, change=change))
     else:
-        store.finish(write_npz(out / "protected.npz", data, noise, rows, compat_emn2021=bug))
-    return protected_pictures(data.images, noise, rows, compat_emn2021=bug)
+        store.finish(write_npz(out / "protected.npz", data, noise, rows, change=change))
+    return protected_pictures(data.images, noise, rows, change=change)
 
 
 @pytest.fixture
@@ -38,11 +39,11 @@ def source(tiny_folder):
     return tiny_folder(per_class=3)
 
 
-@pytest.mark.parametrize("compat", ["none", "emn2021"])
+@pytest.mark.parametrize("change", ["additive", "positive"])
 @pytest.mark.parametrize("per", ["sample", "class"])
-def test_files_and_originals_with_noise_are_the_same_pictures(source, tmp_path, per, compat):
+def test_files_and_originals_with_noise_are_the_same_pictures(source, tmp_path, per, change):
     data, out = open_dataset(source), tmp_path / "out"
-    expected = write(out, data, per, compat=compat)
+    expected = write(out, data, per, change=change)
     files = Protected(out)
     sums = Protected(out, originals=source)
     assert len(files) == len(sums) == 12
