@@ -11,6 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fastue import ops
     from fastue.commands.attack import attack
     from fastue.commands.certify import certify
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
     from fastue.commands.verify import verify
     from fastue.data.protected import Protected
     from fastue.data.sources import open_dataset
-    from fastue.methods import emn, lsp, pue
+    from fastue.methods.base import Perturbation
     from fastue.ops import use_backend
+
+    def emn(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
+    def pue(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
+    def lsp(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
+
 
 __version__ = "0.1.0"
 
@@ -38,27 +45,29 @@ __all__ = [
     "verify",
 ]
 
-# The module that a name is taken from; `ops` is a module itself.
+# The module that a name is taken from.
 _HOMES = {
     "protect": "fastue.commands.protect",
     "verify": "fastue.commands.verify",
     "attack": "fastue.commands.attack",
     "certify": "fastue.commands.certify",
-    "emn": "fastue.methods",
-    "pue": "fastue.methods",
-    "lsp": "fastue.methods",
     "open_dataset": "fastue.data.sources",
     "Protected": "fastue.data.protected",
     "use_backend": "fastue.ops",
 }
+_METHODS = ("emn", "pue", "lsp")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _METHODS:
+        # fastue.methods.emn is the file of the method; the function of tensors is made from it.
+        value = importlib.import_module("fastue.methods").in_memory(name)
+    elif name == "ops":
         return importlib.import_module("fastue.ops")
-    if name not in _HOMES:
+    else:
         raise AttributeError(f"module 'fastue' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value  # from now on found without this function
     return value
 
