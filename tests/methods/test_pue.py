@@ -11,8 +11,8 @@ from fastue.models import build
 from fastue.ops import use_backend
 
 SMALL = dict(
-    arch="cnn-w8", precision="float32", batch=32, train_steps=5, max_sweeps=14, sigma=0.05, levels=3, train_draws=2, noise_draws=2,
-    subset=1.0,
+    arch="cnn-w8", precision="float32", batch=32, train_steps=5, max_sweeps=14, sigma=0.05,
+    levels=3, train_draws=2, noise_draws=2, subset=1.0,
 )  # fmt: skip
 
 
