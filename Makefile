@@ -29,7 +29,7 @@ demo: install
 
 # The interpreter runs the Triton kernels on the CPU; a required backend that is missing fails instead of skipping.
 test: install
-	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -m "not slow"
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -n 2 -m "not slow"
 
 test-slow: install
 	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -m slow -n 2 --timeout 7200
