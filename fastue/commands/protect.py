@@ -46,9 +46,9 @@ class ProtectResult:
     plan: str = ""  # time, memory and disk, where only these were asked for
 
     @property
-    def converged(self) -> bool:
-        """False where the method's stop rule was not met in this call: do not trust the noise."""
-        return self.perturbation is None or self.perturbation.converged
+    def converged(self) -> bool | None:
+        """Whether the method's stop rule was met; None where this call made no noise."""
+        return None if self.perturbation is None else self.perturbation.converged
 
 
 def protect(

@@ -82,6 +82,35 @@ def test_protect_verify_attack(tiny_folder, tmp_path, capsys):
     assert "already holds this result" in capsys.readouterr().out
 
 
+def test_verify_takes_labels_of_an_unsorted_source(tiny_folder, tmp_path, capsys):
+    source, out = tiny_folder(), tmp_path / "P"
+    flat, lines = tmp_path / "flat", ["file,class"]
+    flat.mkdir()
+    for path in sorted(source.rglob("*.png")):
+        name = f"{path.parent.name}-{path.name}"
+        path.rename(flat / name)
+        lines.append(f"{name},{path.parent.name}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(lines))
+    command = ["protect", str(flat), "--labels", str(table), "--out", str(out), "--method", "lsp"]
+    assert main(command) == 0
+    assert main(["verify", str(out), "--source", str(flat), "--labels", str(table)]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+    assert main(["verify", str(out), "--labels", str(table)]) == 2
+    assert "--labels goes with --source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["protect", "verify"])
+def test_help_loads_no_torch(command):
+    code = (
+        "import sys; from fastue.cli import main\n"
+        f"try: main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
 def test_verify_finds_a_changed_picture(tiny_folder, tmp_path, capsys):
     from PIL import Image
 

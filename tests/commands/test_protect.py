@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from fastue.commands.protect import protect
 from fastue.core.errors import UsageError
@@ -50,6 +51,51 @@ def test_written_pictures_are_original_plus_noise(tiny_folder, tmp_path, mode):
     assert written.labels.tolist() == data.labels.tolist() and written.ids == data.ids
     assert verify(tmp_path / "out", data).ok
     assert not (tmp_path / "out" / "work").exists()
+
+
+@pytest.mark.parametrize("mode", ["sample", "class"])
+def test_l2_noise_is_written_checked_and_found_out(tiny_folder, tmp_path, mode):
+    data, out = open_dataset(tiny_folder()), tmp_path / "out"
+    protect(data, out, "lsp", norm="l2", eps=0.9, patch=4, mode=mode)
+    assert not (out / "surrogate.safetensors").exists() and (out / "preview.png").exists()
+    store, check = NoiseStore.open(out), verify(out, data)
+    assert (store.manifest["norm"], store.manifest["eps"]) == ("l2", 0.9)
+    assert check.ok and "largest 2-norm" in check.text()
+    assert 0.8 < check.max_l2 <= 0.9 + 1e-8 and check.max_levels > 8
+    assert protect(data, out, "lsp", norm="l2", eps=0.9, patch=4, mode=mode).perturbation is None
+    # A pixel more than was written is within int8, but not within the length.
+    path = out / store.manifest["pictures"]["files"][0]
+    picture = Image.open(path)
+    picture.putpixel((0, 0), tuple(255 if v < 128 else 0 for v in picture.getpixel((0, 0))))
+    picture.save(path)
+    check = verify(out, data)
+    assert check.over_budget and "over the budget of 0.9 (2-norm)" in check.text()
+
+
+def test_a_run_of_an_earlier_version_goes_on(tiny_folder, tmp_path):
+    """Its run.json, with keys in another order, is that of the same arguments."""
+    data, out = open_dataset(tiny_folder()), tmp_path / "out"
+    protect(data, out, **SMALL)
+    run = json.loads((out / "run.json").read_text())
+    run["config"] = dict(reversed(run["config"].items()))
+    (out / "run.json").write_text(json.dumps(dict(reversed(run.items()))))
+    names = "arch batch clip compile eps lr max_sweeps mode precision seed step steps stop_error stop_sweeps subset"
+    assert sorted(run["config"]) == [*names.split(), "train_steps"] and run["compat"] == "none"
+    assert protect(data, out, **SMALL).perturbation is None
+    before = digests(out)
+    for entry in set(out.iterdir()) - {out / "run.json"}:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    assert protect(data, out, **SMALL).perturbation is not None and digests(out) == before
+
+
+def test_a_source_by_path_with_notes_and_a_plan(tiny_folder, tmp_path):
+    source, told = tiny_folder(), []
+    (source / "notes.txt").write_text("mine")
+    result = protect(source, tmp_path / "P", plan=True, tell=told.append, **SMALL)
+    assert "a sweep" in result.plan and not (tmp_path / "P").exists()
+    assert "notes.txt" in told[0] and "96 pictures of 12x12" in told[1]
+    with pytest.raises(UsageError, match="open already"):
+        protect(open_dataset(source), tmp_path / "P", size=12)
 
 
 def test_compat_drops_negative_noise_in_the_pictures_only(tiny_folder, tmp_path):

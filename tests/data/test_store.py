@@ -39,6 +39,46 @@ def fill(store, noise):
     return store
 
 
+def test_l2_noise_is_held_to_its_length(tmp_path, dataset):
+    store = create(tmp_path, dataset, eps=1.0, norm="l2", per="class", shard_rows=None)
+    assert store.header["norm"] == "l2" and store.header["levels"] == 127
+    value = 1.0 / dataset.images[0].numel() ** 0.5 * 255
+    within = torch.full((3, *dataset.shape), int(value), dtype=torch.int8)
+    with pytest.raises(DataError, match=r"2-norm 1.\d+ is over the budget 1"):
+        store.write_shard(0, within + 1)
+    store.write_shard(0, within)
+    store.finish()
+    manifest = tmp_path / MANIFEST
+    assert NoiseStore.open(tmp_path).budget.norm == "l2"
+    manifest.write_text(manifest.read_text().replace('"norm": "l2"', '"norm": "l7"'))
+    with pytest.raises(DataError, match="damaged"):
+        NoiseStore.open(tmp_path)
+
+
+def test_a_store_in_linf_says_nothing_of_norm_and_change(finished):
+    """So that those of earlier versions stay as they are; they are read as linf and additive."""
+    assert not {"norm", "change"} & set(finished.manifest)
+    assert finished.budget.norm == "linf" and finished.change == "additive"
+
+
+def test_another_norm_is_another_run(tmp_path, dataset):
+    create(tmp_path, dataset, eps=0.2)
+    with pytest.raises(UsageError, match="another norm"):
+        create(tmp_path, dataset, eps=0.2, norm="l2")
+
+
+def test_a_change_of_a_later_version_is_refused(tmp_path, dataset):
+    with pytest.raises(UsageError, match="change 'blur'"):
+        create(tmp_path, dataset, change="blur")
+    store = fill(create(tmp_path, dataset, change="positive"), noise_for(dataset))
+    store.finish()
+    assert NoiseStore.open(tmp_path).change == "positive"
+    manifest = tmp_path / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"positive"', '"blur"'))
+    with pytest.raises(DataError, match="needs a newer fastue"):
+        NoiseStore.open(tmp_path)
+
+
 @pytest.fixture
 def finished(tmp_path, dataset):
     store = fill(create(tmp_path / "out", dataset), noise_for(dataset))
