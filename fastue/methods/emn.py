@@ -1,8 +1,7 @@
 """EMN: error-minimizing noise (Huang et al., ICLR 2021, arXiv 2101.04898), sample-wise and
 class-wise.
 
-    min over theta  E[ min over |delta|_inf <= eps  CE(f_theta(x + delta), y) ]
-    (eq. 2)
+    min over theta  E[ min over |delta|_inf <= eps  CE(f_theta(x + delta), y) ]          (eq. 2)
 
 Two moves alternate: a few optimiser steps of theta on the noisy pictures, then one sweep over the
 pictures in which theta stands still and the noise descends the loss. They stop when the noisy
@@ -109,9 +108,8 @@ class EMNConfig(Config):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if (
-            self.compat == "emn2021"
-        ):  # one sweep at 1 % error sample-wise or 10 % class-wise is enough
+        # The public code stops after one sweep at 1 % error sample-wise, at 10 % class-wise.
+        if self.compat == "emn2021":
             object.__setattr__(self, "stop_error", 0.1 if self.mode == "class" else 0.01)
             object.__setattr__(self, "stop_sweeps", 1)
 
