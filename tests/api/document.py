@@ -44,7 +44,7 @@ def page() -> str:
     parts.append("## What they return\n")
     parts += [fields(result) for _, result in sorted(results.items())]
     parts.append(f"## fastue.ops\n\n{prose(ops.__doc__)}\n")
-    for name in sorted(ops.__all__):
+    for name in sorted(name for name in vars(ops) if not name.startswith("_")):
         if inspect.isfunction(getattr(ops, name)):
             parts.append(entry(f"fastue.ops.{name}", getattr(ops, name)))
     parts.append("`fastue.use_backend` is `fastue.ops.use_backend`.\n")
