@@ -1,5 +1,6 @@
 """The embedded set: real pictures, disjoint splits, the same everywhere."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -32,7 +33,16 @@ def test_sizes_and_classes(splits):
         assert data.shape == (3, 32, 32) and data.num_classes == 10
         assert torch.bincount(data.labels).tolist() == [count] * 10
     assert splits[0].classes == splits[1].classes
-    assert "skimage" not in sys.modules
+
+
+def test_scikit_image_itself_is_not_imported():
+    """Only its pictures are read: the package takes seconds."""
+    code = "import sys; from fastue.data.demo import demo_dataset; demo_dataset('test');"
+    code += "print('skimage' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "False"
 
 
 def test_the_same_crops_everywhere(splits):

@@ -171,7 +171,7 @@ def test_a_call_like_an_earlier_one_is_still_refused(op):
     if backend is None or op.function(backend)[0] is None:
         assert backend is None or "cpp" not in checks.tested(op)
         return
-    ready = dict(op._ready)
+    op._ready.clear()
     for name, args in op.bad(checks.generator()).items():
         good = checks.copied(op, checks.cases(op, op.dtypes[0])["odd"])
         for key, value in args.items():  # as close to the bad call as a good one can be
@@ -184,7 +184,7 @@ def test_a_call_like_an_earlier_one_is_still_refused(op):
             with pytest.raises((ValueError, TypeError, IndexError, RuntimeError)) as caught:
                 op.call(*args.values())
         assert not isinstance(caught.value, opspec.BackendError), name
-    assert len(op._ready) > len(ready)
+    assert op._ready  # else nothing was remembered
 
 
 def test_modes_and_traces_see_every_call():
