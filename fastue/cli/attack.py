@@ -62,11 +62,13 @@ def run(args) -> int:
     progress = Progress("epochs")
 
     def show(row: dict) -> None:
+        from fastue.protocol.summary import accuracy_stopped
+
         progress.close()
         print(
             f"{row['countermeasure']:<10} {row['arch']:<16} {row['arm']:<14} "
             f"seed {row['seed']}: {row['accuracy_final']:5.1f} % final, "
-            f"{row['accuracy_peak']:5.1f} % peak ({row['seconds']:.0f} s)",
+            f"{accuracy_stopped(row):5.1f} % at its best epoch ({row['seconds']:.0f} s)",
             file=sys.stderr,
             flush=True,
         )

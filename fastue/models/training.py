@@ -89,18 +89,26 @@ def train_step(
 
 
 @torch.no_grad()
+def hits(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, precision: str
+) -> Tensor:
+    """Which pictures are classified right in eval mode, bool [N] on their device, over uint8
+    batches (x, y, index) in order."""
+    model.eval()
+    right = []
+    for x, y, _ in batches:
+        with autocast(x.device, precision):
+            right.append(model(to_input(x)).argmax(1) == y)
+    return torch.cat(right)
+
+
 def accuracy(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]], *, precision: str
 ) -> float:
-    """Percent of pictures classified right in eval mode, over uint8 batches (x, y, index).
+    """Percent of pictures classified right, as `hits`. One read-back from the device in all."""
+    return percent(hits(model, batches, precision=precision))
 
-    One read-back from the device in all.
-    """
-    model.eval()
-    correct: Tensor | int = 0
-    count = 0
-    for x, y, _ in batches:
-        with autocast(x.device, precision):
-            correct = correct + (model(to_input(x)).argmax(1) == y).sum()
-        count += len(y)
-    return 100.0 * float(correct) / max(count, 1)
+
+def percent(right: Tensor) -> float:
+    """Share of True in a bool tensor, in percent."""
+    return 100.0 * float(right.sum()) / max(len(right), 1)

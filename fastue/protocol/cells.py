@@ -19,7 +19,7 @@ from fastue.data.atomic import atomic_write_json, make_folder
 from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset
 from fastue.protocol.arms import ARMS, arm_pictures, budget_key
-from fastue.victims.train import VictimConfig, check_pair, train_victim
+from fastue.victims.train import VictimConfig, check_pair, stopped, train_victim
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,12 @@ def train_cell(
         step=countermeasure.step,
         progress=progress,
     )
+    accuracy_stopped, epoch_stopped = stopped(curves)
     return {
         **asdict(cell),
         "accuracy_final": curves["accuracy"][-1],
+        "accuracy_stopped": accuracy_stopped,
+        "epoch_stopped": epoch_stopped,
         "accuracy_peak": max(curves["accuracy"]),
         "train_accuracy": curves["train_accuracy"][-1],
         "accuracy_curve": curves["accuracy"],

@@ -7,14 +7,19 @@ ARM_ORDER = ("protected", "clean", "random-sample", "random-class")
 
 
 def summarise(rows: list[dict]) -> list[dict]:
-    """Mean, spread and extremes over seeds of each (countermeasure, arch, arm), in percent, in the
-    order of the rows."""
+    """Figures over seeds of each (countermeasure, arch, arm), in percent, in the order of the rows:
+
+    final_mean, final_sd    after the last epoch
+    stopped_mean, stopped_max    at the epoch picked on held-out clean pictures; the best seed
+    peak_max    at the epoch picked with the test set itself, the best seed: an upper bound
+    """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["countermeasure"], row["arch"], row["arm"]), []).append(row)
     table = []
     for (countermeasure, arch, arm), members in groups.items():
         final = [row["accuracy_final"] for row in members]
+        stopped = [accuracy_stopped(row) for row in members]
         table.append(
             {
                 "countermeasure": countermeasure,
@@ -23,11 +28,17 @@ def summarise(rows: list[dict]) -> list[dict]:
                 "seeds": len(members),
                 "final_mean": statistics.fmean(final),
                 "final_sd": statistics.stdev(final) if len(final) > 1 else 0.0,
-                "final_max": max(final),
-                "peak_mean": statistics.fmean(row["accuracy_peak"] for row in members),
+                "stopped_mean": statistics.fmean(stopped),
+                "stopped_max": max(stopped),
+                "peak_max": max(row["accuracy_peak"] for row in members),
             }
         )
     return table
+
+
+def accuracy_stopped(row: dict) -> float:
+    """Rows written before there was such a figure have an upper bound of it."""
+    return row.get("accuracy_stopped", row["accuracy_peak"])
 
 
 def settings(rows: list[dict]) -> dict[tuple[str, str], dict[str, dict]]:
@@ -41,7 +52,7 @@ def settings(rows: list[dict]) -> dict[tuple[str, str], dict[str, dict]]:
 
     def learnt(setting: tuple[str, str]) -> float:
         protected = groups[setting].get("protected")
-        return protected["final_mean"] if protected else float("-inf")
+        return protected["stopped_max"] if protected else float("-inf")
 
     return {setting: groups[setting] for setting in sorted(groups, key=learnt, reverse=True)}
 

@@ -14,10 +14,11 @@ from fastue import models
 from fastue.core.errors import DataError
 from fastue.data.augment import crop_flip
 from fastue.data.dataset import ImageDataset, batches, epoch_order
-from fastue.models.training import accuracy, sgd, to_input, train_step
+from fastue.data.keyed import keyed_generator
+from fastue.models.training import hits, percent, sgd, to_input, train_step
 from fastue.victims.config import VictimConfig
 
-__all__ = ["VictimConfig", "check_pair", "fit", "train_victim"]
+__all__ = ["VictimConfig", "check_pair", "fit", "halves", "stopped", "train_victim"]
 
 TEST_BATCH = 500
 
@@ -65,7 +66,8 @@ def fit(
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
 ) -> tuple[nn.Module, dict[str, list[float]]]:
     """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and
-    `accuracy` on the clean `test`, in percent.
+    `accuracy` on the clean `test`, in percent; `picking` and `scoring` are the accuracy on its two
+    halves, for an adversary who stops early (see `halves`).
 
     Initial weights, order, augmentation and what `step` draws depend on `seed` alone.
     `train_accuracy` is on the training pictures as they are in `train`, without augmentation, at
@@ -78,7 +80,9 @@ def fit(
     optimizer = sgd(model, c.lr)
     steps = n // batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * steps)
-    curves: dict[str, list[float]] = {"loss": [], "accuracy": [], "train_accuracy": []}
+    names = ("loss", "accuracy", "picking", "scoring", "train_accuracy")
+    curves: dict[str, list[float]] = {name: [] for name in names}
+    picking, scoring = (rows.to(test.device) for rows in halves(len(test)))
     with _torch_seeded(seed, train.device):
         for epoch in range(c.epochs):
             model.train()
@@ -90,15 +94,29 @@ def fit(
                 total += step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
                 schedule.step()
             curves["loss"].append(round(float(total) / steps, 4))
-            curves["accuracy"].append(_percent(model, test, c))
+            right = hits(model, batches(test, TEST_BATCH), precision=c.precision)
+            curves["accuracy"].append(round(percent(right), 3))
+            curves["picking"].append(round(percent(right[picking]), 3))
+            curves["scoring"].append(round(percent(right[scoring]), 3))
             latest = {"loss": curves["loss"][-1], "accuracy": curves["accuracy"][-1]}
             progress(epoch + 1, c.epochs, latest)
-    curves["train_accuracy"].append(_percent(model, train, c))
+    right = hits(model, batches(train, TEST_BATCH), precision=c.precision)
+    curves["train_accuracy"].append(round(percent(right), 3))
     return model, curves
 
 
-def _percent(model: nn.Module, data: ImageDataset, config: VictimConfig) -> float:
-    return round(accuracy(model, batches(data, TEST_BATCH), precision=config.precision), 3)
+def halves(n: int) -> tuple[Tensor, Tensor]:
+    """Rows of a test set on which an adversary picks the epoch to stop at, and rows on which that
+    epoch is scored: two halves drawn once, the same for every victim."""
+    order = torch.from_numpy(keyed_generator(0, "early-stopping").permutation(n))
+    return order[: n // 2], order[n // 2 :]
+
+
+def stopped(curves: dict[str, list[float]]) -> tuple[float, int]:
+    """Accuracy on one half of the test set at the epoch that was best on the other, and that epoch,
+    counted from 1: what an adversary with some clean pictures really gets."""
+    best = max(range(len(curves["picking"])), key=curves["picking"].__getitem__)
+    return curves["scoring"][best], best + 1
 
 
 @contextlib.contextmanager

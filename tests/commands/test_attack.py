@@ -35,7 +35,8 @@ def victims(monkeypatch):
 
     def fake(train, test, config, **options):
         calls.append((train, test, config))
-        return {"accuracy": [50.0], "loss": [1.0], "train_accuracy": [99.0]}
+        curves = dict.fromkeys(("accuracy", "picking", "scoring"), [50.0])
+        return {**curves, "loss": [1.0], "train_accuracy": [99.0]}
 
     monkeypatch.setattr(cells, "train_victim", fake)
     return calls
@@ -47,9 +48,9 @@ def test_quick_suite_trains_all_and_says_which_is_worst(pictures, tmp_path):
     assert [(row["countermeasure"], row["arm"]) for row in result.rows] == [
         (name, arm) for name in ("none", "grayscale", "jpeg") for arm in ("clean", "protected")
     ]
-    finals = {r["countermeasure"]: r["accuracy_final"] for r in result.rows[1::2]}
-    worst = max(finals, key=finals.get)
-    assert f"{finals[worst]:.1f} %" in result.verdict and "over 3 settings" in result.verdict
+    stopped = {r["countermeasure"]: r["accuracy_stopped"] for r in result.rows[1::2]}
+    worst = max(stopped, key=stopped.get)
+    assert f"{stopped[worst]:.1f} %" in result.verdict and "over 3 settings" in result.verdict
     assert (worst == "none") == (" after " not in result.verdict)
     assert {path.name for path in result.files} == {"results.json", "accuracy.png", "report.html"}
     assert all(path.parent == protected / "attack" for path in result.files)

@@ -114,7 +114,9 @@ def results(folder: Path) -> dict:
     rows = {}
     for path in sorted((folder / "attack" / "rows").iterdir()):
         row = json.loads(path.read_text())
-        rows[path.name] = {key: value for key, value in row.items() if key != "seconds"}
+        # Seconds differ; the others came after the recorded commit.
+        apart = {"seconds", "accuracy_stopped", "epoch_stopped"}
+        rows[path.name] = {key: value for key, value in row.items() if key not in apart}
     summary["attack"] = rows
     return summary
 

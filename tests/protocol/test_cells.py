@@ -45,7 +45,9 @@ def victims(monkeypatch):
             {"train": train, "test": test, "arch": config.arch, "seed": seed, "step": step}
         )
         progress(config.epochs, config.epochs, {})
-        return {"accuracy": [20.0, 10.0 + seed], "loss": [1.0, 0.5], "train_accuracy": [99.0]}
+        halves = {"picking": [22.0, 12.0], "scoring": [18.0, 8.0]}
+        accuracy = {"accuracy": [20.0, 10.0 + seed], "train_accuracy": [99.0]}
+        return {"loss": [1.0, 0.5], **accuracy, **halves}
 
     monkeypatch.setattr(cells, "train_victim", fake)
     return calls
@@ -92,6 +94,7 @@ def test_every_cell_is_a_row_and_is_trained_once(victims, material, run, tmp_pat
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     assert {r["arm"] for r in rows} == set(ARMS) and rows[-1]["accuracy_final"] == 11.0
     assert rows[-1]["accuracy_peak"] == 20.0
+    assert rows[-1]["accuracy_stopped"] == 18.0 and rows[-1]["epoch_stopped"] == 1
     again = run(material(), seeds=[0, 1, 2], **both)
     assert len(again) == 24 and len(victims) == 24
     # Another protection of the same source: its controls are the same victims, only the protected

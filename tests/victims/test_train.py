@@ -8,7 +8,7 @@ import torch
 
 from fastue.core.errors import DataError
 from fastue.models.training import train_step
-from fastue.victims.train import VictimConfig, check_pair, train_victim
+from fastue.victims.train import VictimConfig, check_pair, halves, stopped, train_victim
 
 CONFIG = VictimConfig(arch="cnn-w8", epochs=4, batch=16, lr=0.05, augment=False)
 
@@ -24,6 +24,21 @@ def test_learns_clean_pictures_and_reports_every_epoch(tiny):
         and curves["loss"][-1] < curves["loss"][0]
     )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_early_stopping_is_scored_on_pictures_it_did_not_see(tiny):
+    picking, scoring = halves(97)
+    assert sorted([*picking.tolist(), *scoring.tolist()]) == list(range(97))
+    assert halves(97)[0].tolist() == picking.tolist()
+    curves = {"picking": [10.0, 60.0, 60.0, 40.0], "scoring": [90.0, 55.0, 70.0, 80.0]}
+    assert stopped(curves) == (
+        55.0,
+        2,
+    )  # the first of the best on one half, whatever the other says
+    curves = train_victim(tiny(), tiny(seed=1), CONFIG, seed=0)
+    n, first = len(tiny(seed=1)), len(tiny(seed=1)) // 2
+    for whole, a, b in zip(curves["accuracy"], curves["picking"], curves["scoring"], strict=True):
+        assert abs(n * whole - first * a - (n - first) * b) < 0.01 * n  # rounded to 0.001 each
 
 
 def test_same_seed_same_curve_other_seed_other_curve(tiny):
