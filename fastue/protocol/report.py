@@ -120,7 +120,7 @@ def write_report(
         "<p>Accuracy on clean test pictures in percent. Final: after the last epoch, mean over "
         "seeds. Early stop: at the epoch that is best on one half of the test pictures, scored on "
         "the other half, in the seed that is worst for the owner; the verdict goes by it. Oracle: "
-        "the best epoch picked with all test pictures, an upper bound. Noise alone (random-*) is "
+        "the best epoch picked with all test pictures, which no adversary has. Noise alone (random-*) is "
         "the control. The worst case for the owner comes first.</p>",
         _html_table(rows),
         _countermeasure_list(rows),

@@ -11,7 +11,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
     final_mean, final_sd    after the last epoch
     stopped_mean, stopped_max    at the epoch picked on held-out clean pictures; the best seed
-    peak_max    at the epoch picked with the test set itself, the best seed: an upper bound
+    peak_max    at the epoch picked with the test set itself, the best seed
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -37,7 +37,7 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def accuracy_stopped(row: dict) -> float:
-    """Rows written before there was such a figure have an upper bound of it."""
+    """Rows written before there was such a figure have the best epoch on all test pictures."""
     return row.get("accuracy_stopped", row["accuracy_peak"])
 
 
