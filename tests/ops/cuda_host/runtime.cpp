@@ -157,19 +157,33 @@ void release_block() {
   for (unsigned t = 0; t < threads; ++t) fibers[t].waits = Wait::none, fibers[t].result = total;
 }
 
-void run_block(std::vector<unsigned>& order, std::mt19937_64& random) {
+// The threads of a warp that can go on do so; whether any is left that has not returned.
+bool run_warp(unsigned first, const std::vector<unsigned>& lanes) {
+  bool alive = false;
+  for (const unsigned lane : lanes) {
+    const unsigned t = first + lane;
+    if (t >= threads) continue;
+    if (!fibers[t].done && fibers[t].waits == Wait::none) resume(t);
+    alive |= !fibers[t].done;
+  }
+  return alive;
+}
+
+// Between two barriers warps go in step, or (with a seed) each as far ahead of the others as it can.
+void run_block(std::vector<unsigned>& warps, std::vector<unsigned>& lanes, std::mt19937_64& random) {
   dl_iterate_phdr(poison_shared, nullptr);
   for (unsigned t = 0; t < threads; ++t) fibers[t].done = false, fibers[t].waits = Wait::none;
   for (;;) {
-    if (cuda_host_seed > 1) std::shuffle(order.begin(), order.end(), random);
-    bool alive = false;
-    for (const unsigned t : order) {
-      if (!fibers[t].done && fibers[t].waits == Wait::none) resume(t);
-      alive |= !fibers[t].done;
+    if (cuda_host_seed > 1) std::shuffle(warps.begin(), warps.end(), random);
+    if (cuda_host_seed > 1) std::shuffle(lanes.begin(), lanes.end(), random);
+    bool alive = false, released = false;
+    for (const unsigned w : warps) {
+      bool left = run_warp(w * kWarp, lanes);
+      while (cuda_host_seed > 0 && release_warp(w * kWarp)) left = run_warp(w * kWarp, lanes);
+      alive |= left;
     }
     if (!alive) return;
-    bool released = false;
-    for (unsigned first = 0; first < threads; first += kWarp) released |= release_warp(first);
+    for (const unsigned w : warps) released |= release_warp(w * kWarp);
     if (!released) release_block();
   }
 }
@@ -212,7 +226,7 @@ bool allowed(dim3 grid, dim3 block, size_t dynamic) {
 void run(const std::string& name, dim3 grid, dim3 block, const std::function<void()>& thread) {
   std::mt19937_64 random(cuda_host_seed);
   gridDim = grid, blockDim = block, body = &thread, threads = block.x * block.y * block.z, anchor = 1;
-  std::vector<unsigned> order = in_order(threads, random);
+  std::vector<unsigned> warps = in_order((threads + kWarp - 1) / kWarp, random), lanes = in_order(kWarp, random);
   struct sigaction action = {}, old[4];
   action.sa_sigaction = fault;
   action.sa_flags = SA_SIGINFO;
@@ -223,7 +237,7 @@ void run(const std::string& name, dim3 grid, dim3 block, const std::function<voi
     for (const uint64_t b : in_order(uint64_t{grid.x} * grid.y * grid.z, random)) {
       blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                   static_cast<unsigned>(b / grid.x / grid.y)};
-      run_block(order, random);
+      run_block(warps, lanes, random);
     }
   } else {
     for (Fiber& f : fibers) f.started = false;  // some stopped in the middle
