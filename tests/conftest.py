@@ -5,6 +5,7 @@ One thread a process: the cores are shared.
 """
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,6 +15,31 @@ import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """For tests that compile C++: skipped without g++, unless FASTUE_REQUIRE names cpp."""
+    from fastue.core import env
+
+    if shutil.which("g++") is None and "cpp" not in env.required_backends():
+        pytest.skip("g++ is not on PATH")
+
+
+@pytest.fixture(scope="session")
+def need_backend():
+    """A function (op, backend): skips with the reason where that backend is not installed, unless
+    FASTUE_REQUIRE names it."""
+    import fastue.ops  # noqa: F401 - registers the ops
+    from fastue.core import env, opspec
+
+    def need(op: str, backend: str) -> None:
+        spec = opspec.registry()[op]
+        reason = next(spec.function(b)[1] for b in spec.backends if b.name == backend)
+        if reason and backend not in env.required_backends():
+            pytest.skip(reason)
+
+    return need
 
 
 @pytest.fixture(scope="session")

@@ -194,7 +194,7 @@ def test_smoothed_attack_stays_below_and_the_noiseless_network_need_not(trained)
     assert sampler.noiseless() > certificate.correct
 
 
-def test_compiled_network_gives_the_same_counts(trained):
+def test_compiled_network_gives_the_same_counts(trained, compiler):
     model, data = trained
     smoothing = Smoothing(SIGMA)
     eager = Sampler(model, data, smoothing).counts(range(6)).tolist()

@@ -173,8 +173,7 @@ def tiny_sources(folder: Path) -> None:
     (folder / "csrc" / "op" / "op_kernel.cu").write_text("this is not C++\n")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
-def test_a_failing_nvcc_does_not_cost_the_cpp_library(tmp_path):
+def test_a_failing_nvcc_does_not_cost_the_cpp_library(tmp_path, compiler):
     tiny_sources(tmp_path)
     nvcc(tmp_path / "toolkit", otherwise="echo 'op_kernel.cu(1): error: planted' >&2; exit 2")
     (tmp_path / "fastue").mkdir()
@@ -184,8 +183,7 @@ def test_a_failing_nvcc_does_not_cost_the_cpp_library(tmp_path):
     assert report["cuda"] == {"built": False, "how": "nvcc failed: op_kernel.cu(1): error: planted"}
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
-def test_a_failing_compiler_does_not_cost_the_package(tmp_path):
+def test_a_failing_compiler_does_not_cost_the_package(tmp_path, compiler):
     tiny_sources(tmp_path)
     (tmp_path / "csrc" / "op" / "op_cpu.cpp").write_text("#error planted\n")
     report, libraries = built(

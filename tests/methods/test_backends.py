@@ -3,18 +3,14 @@
 import pytest
 import torch
 
-from fastue.core import env, opspec
 from fastue.methods.emn import EMNConfig, emn
 from fastue.ops import use_backend
 
 
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 @pytest.mark.parametrize("mode", ["sample", "class"])
-def test_thirty_noise_steps_on_every_backend(tiny, mode, backend):
-    spec = opspec.registry()["linf_step"]
-    reason = next(spec.function(b)[1] for b in spec.backends if b.name == backend)
-    if reason and backend not in env.required_backends():
-        pytest.skip(reason)
+def test_thirty_noise_steps_on_every_backend(tiny, mode, backend, need_backend):
+    need_backend("linf_step", backend)
     data = tiny(8)
     config = EMNConfig(
         mode=mode,

@@ -97,7 +97,7 @@ def test_gradients_are_sums_over_noisy_copies(tiny):
     assert (theta.weights.base - base).norm() < 1
 
 
-def test_same_noise_on_every_backend(tiny, monkeypatch):
+def test_same_noise_on_every_backend(tiny, monkeypatch, need_backend):
     """The weight noise of cpp and of the reference may differ in the last bits; cpp and triton agree."""
     monkeypatch.setattr(
         "fastue.models.conv._kernel", lambda *call: None
@@ -108,6 +108,7 @@ def test_same_noise_on_every_backend(tiny, monkeypatch):
     )
     results = []
     for backend in ("cpp", "triton"):
+        need_backend("weight_noise", backend)
         with use_backend(backend):
             results.append(pue(data, config))
     assert (

@@ -13,7 +13,7 @@ SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def library():
+def library(compiler):
     return harness.Library(build.build([build.HERE / "sanity.cu"], harness.CACHE))
 
 
@@ -155,7 +155,7 @@ def test_launches_are_rewritten_whatever_stands_in_them():
     )
 
 
-def test_what_does_not_compile_is_said(tmp_path):
+def test_what_does_not_compile_is_said(tmp_path, compiler):
     source = tmp_path / "wrong.cu"
     source.write_text("__global__ void wrong() { no_such_thing(); }\n")
     with pytest.raises(build.CompileError, match="no_such_thing"):

@@ -5,13 +5,10 @@ Thread order, fences around memory and alignment are stricter than a GPU's; what
 makes of the code, its memory model and real concurrency are not tested here.
 """
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-
-from fastue.core import env
 
 from . import checks
 from .cuda_host import harness
@@ -33,9 +30,7 @@ BAD = [
 
 
 @pytest.fixture(scope="session")
-def library() -> harness.Library:
-    if not shutil.which("g++") and "cpp" not in env.required_backends():
-        pytest.skip("no g++")
+def library(compiler) -> harness.Library:
     return harness.load(CSRC)
 
 
