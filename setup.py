@@ -35,10 +35,8 @@ CXX_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
 ]
-CXX_FLAGS += [
-    "-ffp-contract=off",
-    TORCH_TARGET,
-]  # the same bits in every clone, and as the reference
+# the same bits in every clone, and as the reference
+CXX_FLAGS += ["-ffp-contract=off", TORCH_TARGET]
 CUDA_ARCHS = ("80", "90", "100")
 CUDA_FOLDERS = "/usr/local/cuda"
 LINK_FLAGS = ["-ltorch", "-ltorch_cpu", "-lc10"]

@@ -194,9 +194,8 @@ def peer(folder: Path, model, loader, sigma, draws, noise=None) -> list[int]:
                 sys.modules[name] = old
         with contextlib.suppress(RuntimeError):
             model.load_state_dict(state)
-    return [
-        round(score / 100 * len(loader.dataset)) for score in scores
-    ]  # it averages over equal batches, sorted
+    # it averages over equal batches, sorted
+    return [round(score / 100 * len(loader.dataset)) for score in scores]
 
 
 def main() -> int:

@@ -111,9 +111,8 @@ def peer_inner(folder: str):
     return inner
 
 
-@use_backend(
-    "reference"
-)  # torch's own convolutions: in bf16 those of our networks are a kernel of ours
+# torch's own convolutions: in bf16 those of our networks are a kernel of ours
+@use_backend("reference")
 def tuned(data, given, precision):
     """The same iteration by index, in channels_last, under autocast where precision is bf16."""
     model = models.build(given.arch, data.num_classes, data.shape[0]).to(

@@ -113,9 +113,8 @@ def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
     group, stages, sums = pictures, (APPLY,), (index, index)
     if pieces > 1:
         touched = sum(t[0].nbytes for t in (noise, grad, x, out) if t is not None)
-        group = max(
-            1, (2**18 if _common.interpreted() else CACHE) // touched
-        )  # tests have small pictures
+        # tests have small pictures
+        group = max(1, (2**18 if _common.interpreted() else CACHE) // touched)
         stages = GRADIENT, STEPPED, APPLY
         sums = torch.empty((2, pictures, pieces), dtype=torch.float64, device=x.device)
     flags = _common.layout_flags(noise=noise, grad=grad, x=x, out=out)

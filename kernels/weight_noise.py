@@ -54,9 +54,8 @@ def weight_noise(base, table, draws, out, sigma, seed, purpose):
     k, counters = len(draws), len(table) * 16
     if k * counters == 0:
         return
-    largest = (
-        8192 if _common.interpreted() else 256
-    )  # each counter is much work: more programs, fewer registers
+    # each counter is much work: more programs, fewer registers
+    largest = 8192 if _common.interpreted() else 256
     block = min(largest, max(256, triton.next_power_of_2(counters)))
     programs = triton.cdiv(counters, block)
     with _common.on_device_of(base):

@@ -22,10 +22,8 @@ from fastue.core import env, native
 FLOAT32 = frozenset({torch.float32})
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 NAMES = ("auto", "reference", "cpp", "triton", "cuda")
-CAPABILITY = (
-    8,
-    0,
-)  # the oldest GPU that csrc/ is compiled for (setup.py) and that has Triton's bfloat16
+# the oldest GPU that csrc/ is compiled for (setup.py) and that has Triton's bfloat16
+CAPABILITY = (8, 0)
 READY_CALLS = 4096  # remembered by an op; a call that is new costs its checks, no more
 
 _LIBRARY = torch.library.Library("fastue", "DEF")

@@ -121,9 +121,7 @@ class Config:
 
     method: ClassVar[str] = ""
     norm: ClassVar[str] = "linf"  # a method that knows several makes it a field
-    compat: ClassVar[str] = (
-        "none"  # a method that repeats the bugs of a public code makes it a field
-    )
+    compat: ClassVar[str] = "none"  # one that repeats a public code's bugs makes it a field
 
     mode: str = flag("sample", "one noise a picture or a class", choices=("sample", "class"))
     eps: float = flag(8 / 255, "L-inf budget in [0,1] pixel units", parse=pixels, shown="8/255")

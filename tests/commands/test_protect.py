@@ -192,9 +192,8 @@ def kill_and_resume(source, tmp_path, kills, seed, extra=()):
         assert run.returncode == 0, errors.decode()
         if done >= kills:
             break
-        shutil.rmtree(
-            tmp_path / "killed"
-        )  # it ended before the kill: start over, so that all the kills hit something
+        # it ended before the kill: start over, so that all the kills hit something
+        shutil.rmtree(tmp_path / "killed")
     assert done == kills
     return tmp_path / "whole", tmp_path / "killed"
 

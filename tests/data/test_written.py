@@ -204,9 +204,8 @@ def test_equal_npz_files_have_equal_bytes(tmp_path, dataset):
 def test_killed_while_writing_and_started_again_ends_in_the_same_files(
     tmp_path, dataset, monkeypatch
 ):
-    monkeypatch.setattr(
-        writers, "sync_all", lambda: None
-    )  # for power cuts, and slow where others write too
+    # for power cuts, and slow where others write too
+    monkeypatch.setattr(writers, "sync_all", lambda: None)
     rows = torch.arange(400) % 10
     many = replace(
         dataset,

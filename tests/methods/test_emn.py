@@ -28,9 +28,8 @@ def test_noisy_pictures_look_learnt(tiny, mode):
     assert result.converged and max(entry["error"] for entry in result.history[-2:]) <= 0.01
     assert result.noise.shape == ((160 if mode == "sample" else 4), 3, 12, 12)
     assert 0 < result.noise.abs().max() <= 8 / 255 + 1e-7
-    assert (
-        result.noise.min() < -0.01 < 0.01 < result.noise.max()
-    )  # signed: the public code's writer loses one half
+    # signed: the public code's writer loses one half
+    assert result.noise.min() < -0.01 < 0.01 < result.noise.max()
 
 
 def test_sweeps_run_out_without_convergence_is_said(tiny):

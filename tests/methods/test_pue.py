@@ -99,9 +99,8 @@ def test_gradients_are_sums_over_noisy_copies(tiny):
 
 def test_same_noise_on_every_backend(tiny, monkeypatch, need_backend):
     """The weight noise of cpp and of the reference may differ in the last bits; cpp and triton agree."""
-    monkeypatch.setattr(
-        "fastue.models.conv._kernel", lambda *call: None
-    )  # the convolutions' rounding is not the topic
+    # the convolutions' rounding is not the topic
+    monkeypatch.setattr("fastue.models.conv._kernel", lambda *call: None)
     data, config = (
         tiny(6),
         PUEConfig(mode="class", smooth_below=0.9, **{**SMALL, "arch": "cnn-w2", "max_sweeps": 2}),

@@ -47,9 +47,8 @@ def tested(op: opspec.OpSpec) -> list[Side]:
     others."""
     why = {b: why_absent(op, b) for b in op.backends}
     absent = {b for b, reason in why.items() if reason and b.name not in env.required_backends()}
-    absent |= {
-        b for b, reason in why.items() if "this CPU lacks" in reason
-    }  # nothing could be installed
+    # nothing could be installed
+    absent |= {b for b, reason in why.items() if "this CPU lacks" in reason}
     sides = [Side(b.name, device_of(b)) for b in op.backends if b not in absent]
     return sides + [Side("reference", device) for device in devices()]
 

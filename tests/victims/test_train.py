@@ -31,10 +31,8 @@ def test_early_stopping_is_scored_on_pictures_it_did_not_see(tiny):
     assert sorted([*picking.tolist(), *scoring.tolist()]) == list(range(97))
     assert halves(97)[0].tolist() == picking.tolist()
     curves = {"picking": [10.0, 60.0, 60.0, 40.0], "scoring": [90.0, 55.0, 70.0, 80.0]}
-    assert stopped(curves) == (
-        55.0,
-        2,
-    )  # the first of the best on one half, whatever the other says
+    # the first of the best on one half, whatever the other says
+    assert stopped(curves) == (55.0, 2)
     curves = train_victim(tiny(), tiny(seed=1), CONFIG, seed=0)
     n, first = len(tiny(seed=1)), len(tiny(seed=1)) // 2
     for whole, a, b in zip(curves["accuracy"], curves["picking"], curves["scoring"], strict=True):

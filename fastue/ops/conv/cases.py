@@ -54,9 +54,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "unpadded": make(4, 18, 8, 9, 5, 1, 0),
         "corner": make(4, 20, 33, 2, 5, 1, 2),  # most taps fall on the padding
         "point": make(20, 64, 130, 5, 1, 2, 0, around=True),
-        "point_back": make(
-            20, 64, 130, 5, 1, 2, 0, around=True, transposed=True
-        ),  # most pixels get nothing
+        # most pixels get nothing
+        "point_back": make(20, 64, 130, 5, 1, 2, 0, around=True, transposed=True),
         "skipping": make(9, 34, 34, 11, 3, 4, 0),
         "skipping_back": make(9, 34, 34, 11, 3, 4, 0, transposed=True),
         "large": make(2, 32, 32, 70, height=140, relu=True),  # rows in bands

@@ -14,9 +14,8 @@ def conv(x, weight, bias, gate, residual, out, stride, padding, transposed, relu
             (n - 1) * stride - 2 * padding + k
             for n, k in zip(x.shape[2:], weight.shape[2:], strict=True)
         ]
-        missing = [
-            n - r for n, r in zip(out.shape[2:], reached, strict=True)
-        ]  # rows and columns no window ends in
+        # rows and columns no window ends in
+        missing = [n - r for n, r in zip(out.shape[2:], reached, strict=True)]
         y = F.conv_transpose2d(x, weight, None, stride, padding, missing)
     else:
         y = F.conv2d(x, weight, None, stride, padding)

@@ -26,9 +26,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "blocks": case(19, 32, 96, 16, around=True, relu=True),  # of tiles: several for a thread
         "large_weights": case(30, 128, 144, 8, around=True),
         "large_weights_back": case(30, 128, 144, 8, around=True, transposed=True),
-        "large_output": case(
-            1, 8, 32, 160, height=260, around=True, relu=True
-        ),  # written past the cache
+        # written past the cache
+        "large_output": case(1, 8, 32, 160, height=260, around=True, relu=True),
         "large_output_odd": case(1, 5, 24, 211, relu=True),
         "ties": case(6, 32, 32, 4, around=True, relu=True),
         "huge": case(6, 40, 32, 6, relu=True),
@@ -41,10 +40,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     huge = found["huge"]
     huge["x"] *= 1e17
     huge["weight"] *= 1e17
-    huge["x"][2], huge["x"][4] = (
-        torch.nan,
-        torch.inf,
-    )  # all of a picture: a single NaN reaches the whole of its tiles
+    # all of a picture: a single NaN reaches the whole of its tiles
+    huge["x"][2], huge["x"][4] = (torch.nan, torch.inf)
     for name in ("weight_contiguous", "weight_transposed"):
         found[name]["weight"] = found[name]["weight"].contiguous()
     return found

@@ -39,9 +39,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
             dtype, torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).max, torch.finfo(dtype).min
         ),
     }
-    found["mixed"]["y"][::3] = torch.tensor([-1, 33, 2**40, -(2**63)]).repeat(
-        25
-    )  # no class: never right
+    # no class: never right
+    found["mixed"]["y"][::3] = torch.tensor([-1, 33, 2**40, -(2**63)]).repeat(25)
     late = _case(g, dtype, 40, 1000)  # an equal one far away, before or behind
     late["logits"][:, [3, 996]] = 100.0
     late["y"] = torch.tensor([3, 996]).repeat(20)

@@ -92,9 +92,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     huge["noise"] = huge["noise"] * 1e25
     found["huge"] = huge
     tiny = _case(g, dtype, 2, 3, 3, 3, 3)
-    tiny["grad"] = torch.where(tiny["grad"] > 0, 1e-7, -1e-7).to(
-        dtype
-    )  # its square is not a number of half precision
+    # its square is not a number of half precision
+    tiny["grad"] = torch.where(tiny["grad"] > 0, 1e-7, -1e-7).to(dtype)
     found["tiny"] = tiny
     return found
 

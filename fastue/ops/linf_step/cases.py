@@ -117,10 +117,8 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     ):
         x = torch.tensor(pixels, dtype=torch.uint8).view(1, 3, 2, 2)
         signed = grad.to(dtype)
-        signed[9], signed[2] = (
-            signed[2].clone(),
-            signed[2].abs(),
-        )  # NaN has a sign: each meets noise that could move
+        # NaN has a sign: each meets noise that could move
+        signed[9], signed[2] = (signed[2].clone(), signed[2].abs())
         args = _args(noise.view(1, 3, 2, 2).clone(), signed.view(1, 3, 2, 2), x, torch.tensor([0]))
         found[name] = args | dict(ascend=name == "ties_white")
     levels = (noise.flip(0) * 127 / EPS).round().to(torch.int8).view(1, 3, 2, 2)

@@ -13,7 +13,6 @@ def weight_noise(base, table, draws, out, sigma, seed, purpose):
     counter = 16 * block[:, None] + torch.arange(16, device=base.device)  # [blocks, 16]
     for k in range(len(draws)):
         words = _keyed.philox((counter, parameter[:, None], draws[k], purpose), seed)
-        z = torch.stack(
-            _keyed.normals(words), dim=1
-        )  # [blocks, 4, 16]: element i of a block is z[i // 16] of i % 16
+        # [blocks, 4, 16]: element i of a block is z[i // 16] of i % 16
+        z = torch.stack(_keyed.normals(words), dim=1)
         out[k] = base + sigma * z.view(-1).to(base.dtype)

@@ -73,9 +73,8 @@ def native(name: str) -> Callable:
     glue = getattr(getattr(torch.ops, build.NAMESPACE), name).default
 
     def call(*args):
-        torch.use_deterministic_algorithms(
-            True
-        )  # which fills new memory with NaN or the largest number
+        # which fills new memory with NaN or the largest number
+        torch.use_deterministic_algorithms(True)
         try:
             return glue(*args)
         finally:
