@@ -70,6 +70,38 @@ LAYOUTS = {
     "planar": ((INTERLEAVED, PLANAR, PLANAR), PLANAR),
 }
 
+
+def view(grain: int = 1, ids: torch.Tensor | None = None, pad: int = 0, flip: bool = False) -> dict:
+    """How pictures are seen: the last arguments of the ops on noise."""
+    seed, epoch = (0, 0) if ids is None else (-5, 2**33 + 1)
+    return dict(ids=ids, seed=seed, epoch=epoch, pad=pad, flip=flip, grain=grain)
+
+
+def coarse(h: int, w: int, grain: int) -> tuple[int, int]:
+    """Height and width of a bank."""
+    return -(-h // grain), -(-w // grain)
+
+
+# Of four pictures: both ways of looking, and windows in all directions.
+IDS = torch.tensor([3, 2**40 + 1, 17, 99])
+# (channels, height, width) and a view of it: cropped and mirrored or not, with a grain that divides
+# the sides, one that does not, and one beyond them.
+VIEWS = {
+    "crop": ((3, 8, 12), view(1, IDS, 3, True)),
+    "crop_gray": ((1, 5, 7), view(1, IDS, 2, True)),
+    "crop_only": ((3, 9, 7), view(1, IDS, 4, False)),
+    "crop_beyond": ((3, 3, 4), view(1, IDS, 6, True)),
+    "grain": ((3, 8, 12), view(4)),
+    "grain_edge": ((3, 7, 9), view(2)),
+    "grain_edge_gray": ((1, 10, 11), view(4)),
+    "grain_beyond": ((3, 5, 7), view(16)),
+    "grain_crop": ((3, 8, 12), view(2, IDS, 3, True)),
+    "grain_edge_crop": ((3, 33, 35), view(4, IDS, 4, True)),
+    "grain_crop_gray": ((1, 9, 8), view(3, IDS, 2, True)),
+    "grain_crop_only": ((3, 16, 16), view(8, IDS, 5, False)),
+}
+
+
 # For bench.ops: a batch of ImageNet-sized pictures, channels_last, and a large batch of CIFAR-sized
 # ones, planar.
 BENCH = {"imagenet": ((128, 3, 224, 224), INTERLEAVED), "cifar": ((8192, 3, 32, 32), PLANAR)}

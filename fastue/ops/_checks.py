@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fastue.ops import _grain
+
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -106,6 +108,32 @@ def channels(op: str, c: int, mean: Sequence[float], std: Sequence[float]) -> No
         raise ValueError(f"{op}: std must be positive, got {std}")
 
 
+def bank(
+    op: str,
+    rows: str,
+    noise: torch.Tensor,
+    x: torch.Tensor,
+    grain: int,
+    dtypes: Sequence[torch.dtype],
+) -> tuple[int, int]:
+    """The bank has a value for each block of grain x grain pixels of x; its height and width.
+    `rows` is how the docs call its length."""
+    if grain < 1:
+        raise ValueError(f"{op}: grain is the side of a block in pixels, at least 1, got {grain}")
+    _, c, h, w = x.shape
+    size = _grain.size(h, grain), _grain.size(w, grain)
+    tensor(op, "noise", noise, (rows, c, *size), dtypes, x.device)
+    return size
+
+
+def crop(op: str, ids: torch.Tensor | None, x: torch.Tensor, pad: int) -> None:
+    """The keyed crop and flip of fastue.ops.apply_noise."""
+    if ids is not None:
+        tensor(op, "ids", ids, (len(x),), (torch.int64,), x.device)
+    if not 0 <= pad < 2**15:
+        raise ValueError(f"{op}: pad must be between 0 and 32767 pixels, got {pad}")
+
+
 def budget(op: str, step: float, eps: float) -> None:
     if not (step >= 0 and 0 <= eps <= 1):
         raise ValueError(
@@ -132,6 +160,7 @@ def rows(op: str, name: str, index: torch.Tensor, n: int) -> None:
 
 
 def mask(op: str, t: torch.Tensor, b: int, h: int, w: int, device: torch.device) -> None:
-    """A mask is bool [B, 1, H, W], or [1, 1, H, W] for all pictures."""
+    """A mask is bool [B, 1, h, w], of the bank's height and width, or [1, 1, h, w] for all
+    pictures."""
     first = b if t.dim() != 4 or t.shape[0] != 1 else 1
     tensor(op, "mask", t, (first, 1, h, w), (torch.bool,), device)

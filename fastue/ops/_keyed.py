@@ -70,13 +70,52 @@ def crop_flip(
     picture [B, C, H, W], ids int64 [B]. Zero is black: this comes before mean and std are applied.
     """
     b, _, h, w = picture.shape
-    words = philox((ids & 0xFFFFFFFF, ids >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFFFF, CROP_FLIP), seed)
-    down = words[0] * (2 * pad + 1) >> 32
-    right = words[1] * (2 * pad + 1) >> 32
-    mirrored = (words[2] >> 31).bool() if flip else torch.zeros_like(ids, dtype=torch.bool)
+    down, right, mirrored = _windows(ids, seed, epoch, pad, flip)
     column = torch.arange(w, device=ids.device).expand(b, w)
     column = torch.where(mirrored[:, None], w - 1 - column, column) + right[:, None]
     row = torch.arange(h, device=ids.device) + down[:, None]
-    padded = torch.nn.functional.pad(picture, (pad, pad, pad, pad))
-    batch = torch.arange(b, device=ids.device)
-    return padded[batch[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+    return _gathered(picture, row, column)
+
+
+def uncrop_unflip(
+    shown: torch.Tensor, ids: torch.Tensor, seed: int, epoch: int, pad: int, flip: bool
+) -> torch.Tensor:
+    """The way back: what `crop_flip` showed of each pixel, 0 where the pixel was cut away.
+
+    shown [B, C, H, W], a gradient with respect to cropped pictures, say -> the same with respect to
+    the pictures.
+    """
+    b, _, h, w = shown.shape
+    down, right, mirrored = _windows(ids, seed, epoch, pad, flip)
+    column = torch.arange(w, device=ids.device) - right[:, None]
+    column = torch.where(mirrored[:, None], w - 1 - column, column)
+    row = torch.arange(h, device=ids.device) - down[:, None]
+    return _gathered(shown, row, column)
+
+
+def cropped(picture, ids, seed, epoch, pad, flip):
+    """`crop_flip` where there are ids, else the picture as it is; `uncropped` is the way back."""
+    return picture if ids is None else crop_flip(picture, ids, seed, epoch, pad, flip)
+
+
+def uncropped(shown, ids, seed, epoch, pad, flip):
+    return shown if ids is None else uncrop_unflip(shown, ids, seed, epoch, pad, flip)
+
+
+def _windows(ids: torch.Tensor, seed: int, epoch: int, pad: int, flip: bool):
+    """Where each picture's window starts, down and right in [-pad, pad], and whether it is
+    mirrored."""
+    words = philox((ids & 0xFFFFFFFF, ids >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFFFF, CROP_FLIP), seed)
+    down, right = ((word * (2 * pad + 1) >> 32) - pad for word in words[:2])
+    mirrored = (words[2] >> 31).bool() if flip else torch.zeros_like(ids, dtype=torch.bool)
+    return down, right, mirrored
+
+
+def _gathered(t: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """t[i, :, row[i, y], column[i, x]], 0 where there is no such pixel; t [B, C, H, W], row [B, H],
+    column [B, W]."""
+    h, w = t.shape[2:]
+    batch = torch.arange(len(t), device=t.device)[:, None, None]
+    seen = t[batch, :, row.clamp(0, h - 1)[:, :, None], column.clamp(0, w - 1)[:, None, :]]
+    inside = ((row >= 0) & (row < h))[:, :, None] & ((column >= 0) & (column < w))[:, None, :]
+    return torch.where(inside[..., None], seen, 0).permute(0, 3, 1, 2)

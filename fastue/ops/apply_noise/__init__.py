@@ -27,12 +27,14 @@ def apply_noise(
     epoch: int = 0,
     pad: int = 0,
     flip: bool = False,
+    grain: int = 1,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Model input (clamp(x/255 + noise[index], 0, 1) - mean) / std, float [B, C, H, W].
 
     x        uint8 [B, C, H, W], C = 1 or 3
-    noise    bank [M, C, H, W]: float32 in pixel units (8/255), or int8 with `scale` pixel units for
+    noise    bank [M, C, h, w] with h = ceil(H/grain), w = ceil(W/grain), each value shown on
+             grain x grain pixels: float32 in pixel units (8/255), or int8 with `scale` pixel units for
              each integer (eps/127 for the compact state, 1/255 for final noise)
     index    int64 [B], row of the bank for each picture: a sample's row or its class; repeats are
              fine
@@ -52,37 +54,32 @@ def apply_noise(
     ids = ids if ids is None else ids.contiguous()
     OP.call(
         dense(x), plain(noise), index.contiguous(), plain(out), numbers(mean), numbers(std), scale,
-        ids, seed, epoch, pad, flip,
+        ids, seed, epoch, pad, flip, grain,
     )  # fmt: skip
     return out
 
 
-def check(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip):
+def check(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip, grain):
     _checks.tensor(NAME, "x", x, ("B", "C", "H", "W"), (torch.uint8,), x.device)
     b, c, h, w = x.shape
     _checks.channels(NAME, c, mean, std)
-    _checks.tensor(
-        NAME, "noise", noise, ("M", c, h, w), (torch.float32, torch.int8, torch.float64), x.device
-    )
+    _checks.bank(NAME, "M", noise, x, grain, (torch.float32, torch.int8, torch.float64))
     _checks.tensor(NAME, "index", index, (b,), (torch.int64,), x.device)
     _checks.tensor(NAME, "out", out, (b, c, h, w), _checks.FLOAT_DTYPES, x.device)
     _checks.scale(NAME, noise, scale)
-    if ids is not None:
-        _checks.tensor(NAME, "ids", ids, (b,), (torch.int64,), x.device)
-    if not 0 <= pad < 2**15:
-        raise ValueError(f"{NAME}: pad must be between 0 and 32767 pixels, got {pad}")
+    _checks.crop(NAME, ids, x, pad)
 
 
 def traffic(x, noise, index, out, *_):
     """Bytes: pictures and noise read, result written, once each."""
-    return x.nbytes + x.numel() * noise.element_size() + out.nbytes
+    return x.nbytes + len(x) * noise[0].nbytes + out.nbytes
 
 
 OP = opspec.register(
     opspec.OpSpec(
         name=NAME,
         schema="(Tensor x, Tensor noise, Tensor index, Tensor(a!) out, float[] mean, float[] std, float scale,"
-        " Tensor? ids, int seed, int epoch, int pad, bool flip) -> ()",
+        " Tensor? ids, int seed, int epoch, int pad, bool flip, int grain) -> ()",
         reference=reference.apply_noise,
         check=check,
         cases=cases.cases,

@@ -14,25 +14,28 @@ from fastue.ops._cases import (
     PLANAR,
     SHAPES,
     STD,
+    VIEWS,
     bank,
+    coarse,
     compact,
     offset,
     pictures,
     rows,
     sheet,
+    view,
 )  # fmt: skip
 
 
 def _args(
-    x, noise, index, out, mean=(), std=(), scale=1.0, ids=None, seed=0, epoch=0, pad=0, flip=False
-):
+    x, noise, index, out, mean=(), std=(), scale=1.0, ids=None, seed=0, epoch=0, pad=0, flip=False, grain=1
+):  # fmt: skip
     return dict(x=x, noise=noise, index=index, out=out, mean=list(mean), std=list(std), scale=scale,
-                ids=ids, seed=seed, epoch=epoch, pad=pad, flip=flip)  # fmt: skip
+                ids=ids, seed=seed, epoch=epoch, pad=pad, flip=flip, grain=grain)  # fmt: skip
 
 
 def _case(g, dtype, b, m, c, h, w, layouts=(INTERLEAVED,) * 3, **more):
     lx, ln, lo = layouts
-    x, noise = pictures(g, b, c, h, w, lx), bank(g, m, c, h, w, ln)
+    x, noise = pictures(g, b, c, h, w, lx), bank(g, m, c, *coarse(h, w, more.get("grain", 1)), ln)
     return _args(x, noise, rows(g, b, m), sheet(b, c, h, w, dtype, lo), **more)
 
 
@@ -117,6 +120,18 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         g, dtype, 8, 9, 3, 13, 11, (INTERLEAVED, PLANAR, PLANAR), **normal, **keyed
     )
     found["crop_beyond"] = _case(g, dtype, 8, 9, 3, 3, 4, **(keyed | dict(pad=6, flip=False)))
+    for (name, ((c, h, w), seen)), (order, (layouts, of_out)) in itertools.product(
+        VIEWS.items(), LAYOUTS.items()
+    ):
+        norm = dict(mean=MEAN[:c], std=STD[:c]) if order != "planar" else {}
+        args = _case(g, dtype, 4, 6, c, h, w, (*layouts[:2], of_out), **norm, **seen)
+        q = compact(g, 6, c, *coarse(h, w, seen["grain"]), layouts[1])
+        found[f"view_{name}_{order}"] = args
+        found[f"view_{name}_{order}_compact"] = args | dict(noise=q, scale=EPS / 127)
+    # Several tiles of a CPU, with blocks across their borders, and lines that are longer than one.
+    found["grain_blocks"] = _case(g, dtype, 2, 3, 3, 67, 65, **normal, grain=5)
+    found["grain_planar"] = _case(g, dtype, 2, 3, 3, 67, 65, (PLANAR,) * 3, grain=5)
+    found["grain_wide"] = _case(g, dtype, 2, 3, 3, 3, 700, **normal, **view(4, ids[:2], 4, True))
     found["crop_wide"] = _case(g, dtype, 2, 3, 3, 3, 700, **normal, **(keyed | dict(ids=ids[:2])))
     return found
 
@@ -146,6 +161,9 @@ def bad(g: torch.Generator) -> dict:
         "scale_of_float_bank": ok | dict(scale=0.5),
         "other_device": ok | dict(noise=ok["noise"].to("meta")),
         "pad_negative": ok | dict(pad=-1),
+        "grain_zero": ok | dict(grain=0),
+        "grain_of_another_bank": ok | dict(grain=2),
+        "ids_dtype": ok | dict(ids=torch.zeros(3, dtype=torch.int32)),
     }
 
 
@@ -155,7 +173,9 @@ def bench() -> dict:
     def make(name, dtype, compact_bank=False, **more):
         (b, c, h, w), layout = BENCH[name]
         g = torch.Generator().manual_seed(0)
-        noise = (compact if compact_bank else bank)(g, b, c, h, w, layout)
+        noise = (compact if compact_bank else bank)(
+            g, b, c, *coarse(h, w, more.get("grain", 1)), layout
+        )
         x, out = pictures(g, b, c, h, w, layout), sheet(b, c, h, w, dtype, layout)
         return _args(
             x,
@@ -176,4 +196,7 @@ def bench() -> dict:
         found[f"{name}-bfloat16-compact"] = partial(make, name, torch.bfloat16, True)
         keyed = dict(ids=torch.arange(b), seed=1, epoch=2, pad=4, flip=True)
         found[f"{name}-float32-crop-flip"] = partial(make, name, torch.float32, **keyed)
+        found[f"{name}-float32-grain4-crop-flip"] = partial(
+            make, name, torch.float32, **keyed, grain=4
+        )
     return found

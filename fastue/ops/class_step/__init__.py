@@ -20,6 +20,12 @@ def class_step(
     step: float,
     eps: float,
     ascend: bool = False,
+    ids: torch.Tensor | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    pad: int = 0,
+    flip: bool = False,
+    grain: int = 1,
 ) -> None:
     """The class-wise update, in place on the bank: for each class k in y
 
@@ -27,23 +33,28 @@ def class_step(
         (ascend: + step*sign) noise_k = clamp(mean of e_i over the batch's samples of class k, -eps,
         eps)
 
-    noise    float32 [K, C, H, W] in pixel units; classes absent from the batch are not touched
+    noise    float32 [K, C, h, w] in pixel units; classes absent from the batch are not touched
     grad     [B, C, H, W] float32, bfloat16 or float16; x uint8 [B, C, H, W]; y int64 [B] in [0, K)
-    Summed in batch order, so the bits do not depend on threads or backend. Errors as linf_step.
+    ids, seed, epoch, pad, flip, grain  as in linf_step; the mean is over the pixels of a block too
+    Summed in batch order, within a sample line by line over the block, so the bits do not depend on
+    threads or backend. Errors as linf_step.
     """
+    ids = ids if ids is None else ids.contiguous()
     OP.call(
-        plain(noise), dense(grad), dense(x), y.contiguous(), step, eps, ascend
+        plain(noise), dense(grad), dense(x), y.contiguous(), step, eps, ascend,
+        ids, seed, epoch, pad, flip, grain,
     )  # fmt: skip
 
 
-def check(noise, grad, x, y, step, eps, ascend):
+def check(noise, grad, x, y, step, eps, ascend, ids, seed, epoch, pad, flip, grain):
     _checks.tensor(NAME, "x", x, ("B", "C", "H", "W"), (torch.uint8,), x.device)
     b, c, h, w = x.shape
     _checks.channels(NAME, c, (), ())
-    _checks.tensor(NAME, "noise", noise, ("K", c, h, w), (torch.float32, torch.float64), x.device)
+    _checks.bank(NAME, "K", noise, x, grain, (torch.float32, torch.float64))
     _checks.tensor(NAME, "grad", grad, (b, c, h, w), _checks.FLOAT_DTYPES, x.device)
     _checks.tensor(NAME, "y", y, (b,), (torch.int64,), x.device)
     _checks.budget(NAME, step, eps)
+    _checks.crop(NAME, ids, x, pad)
 
 
 def traffic(noise, grad, x, y, *_):
@@ -54,7 +65,8 @@ def traffic(noise, grad, x, y, *_):
 OP = opspec.register(
     opspec.OpSpec(
         name=NAME,
-        schema="(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend) -> ()",
+        schema="(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend,"
+        " Tensor? ids, int seed, int epoch, int pad, bool flip, int grain) -> ()",
         reference=reference.class_step,
         check=check,
         cases=cases.cases,

@@ -12,21 +12,25 @@ from fastue.ops._cases import (
     LAYOUTS,
     PLANAR,
     SHAPES,
+    VIEWS,
     bank,
+    coarse,
     gradient,
     offset,
     pictures,
+    view,
 )
 
 STEP = 0.8 / 255
 
 
-def _case(g, dtype, y, k, c, h, w, layouts=(INTERLEAVED,) * 3, ascend=False, step=STEP):
+def _case(g, dtype, y, k, c, h, w, layouts=(INTERLEAVED,) * 3, ascend=False, step=STEP, **seen):
     ln, lg, lx = layouts
     y = torch.tensor(y, dtype=torch.int64)
     b = len(y)
-    return dict(noise=bank(g, k, c, h, w, ln), grad=gradient(g, b, c, h, w, dtype, lg),
-                x=pictures(g, b, c, h, w, lx), y=y, step=step, eps=EPS, ascend=ascend)  # fmt: skip
+    noise = bank(g, k, c, *coarse(h, w, seen.get("grain", 1)), ln)
+    return dict(noise=noise, grad=gradient(g, b, c, h, w, dtype, lg), x=pictures(g, b, c, h, w, lx),
+                y=y, step=step, eps=EPS, ascend=ascend, **(view() | seen))  # fmt: skip
 
 
 def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
@@ -47,6 +51,15 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         SHAPES.items(), LAYOUTS.items()
     ):
         found[f"{shape}_{name}"] = _case(g, dtype, some, 7, c, h, w, layouts, ascend=name == "same")
+    for (name, ((c, h, w), seen)), (order, (layouts, _)) in itertools.product(
+        VIEWS.items(), LAYOUTS.items()
+    ):
+        labels = [3, 0, 3, 1] if order == "same" else [2, 2, 0, 2]
+        found[f"view_{name}_{order}"] = _case(
+            g, dtype, labels, 4, c, h, w, layouts, ascend=order == "crossed", **seen
+        )
+    crooked = found["view_grain_crop_planar"]
+    found["offset_grain"] = crooked | {k: offset(crooked[k]) for k in ("noise", "grad", "x")}
     # A large batch in no order, most of it of one class.
     many = torch.randint(-9, 6, (700,), generator=g).clamp(0, 5).tolist()
     found["large_batch"] = _case(g, dtype, many, 7, 3, 2, 2)
@@ -84,6 +97,10 @@ def bad(g: torch.Generator) -> dict:
         "bank_layout": ok | dict(noise=ok["noise"].transpose(2, 3).contiguous().transpose(2, 3)),
         "bank_dtype": ok | dict(noise=ok["noise"].to(torch.int8)),
         "eps_in_levels": ok | dict(eps=8.0),
+        "grain_zero": ok | dict(grain=0),
+        "grain_of_another_bank": ok | dict(grain=2),
+        "ids_length": ok | dict(ids=torch.arange(2)),
+        "pad_negative": ok | dict(pad=-1),
         "other_device": ok | dict(x=ok["x"].to("meta")),
     }
 
@@ -91,14 +108,23 @@ def bad(g: torch.Generator) -> dict:
 def bench() -> dict:
     """Ten classes, buffers beyond the cache."""
 
-    def make(name, dtype):
+    def make(name, dtype, **seen):
         (b, c, h, w), layout = BENCH[name]
         g = torch.Generator().manual_seed(0)
         grad = torch.randn((b, c, h, w), generator=g).to(dtype).contiguous(memory_format=layout)
-        return dict(noise=bank(g, 10, c, h, w, layout), grad=grad, x=pictures(g, b, c, h, w, layout),
-                    y=torch.randint(0, 10, (b,), generator=g), step=STEP, eps=EPS, ascend=False)  # fmt: skip
+        noise = bank(g, 10, c, *coarse(h, w, seen.get("grain", 1)), layout)
+        return dict(noise=noise, grad=grad, x=pictures(g, b, c, h, w, layout),
+                    y=torch.randint(0, 10, (b,), generator=g), step=STEP, eps=EPS, ascend=False,
+                    **(view() | seen))  # fmt: skip
 
-    return {
+    found = {
+        f"{n}-{str(d)[6:]}-grain4-crop-flip": partial(
+            make, n, d, **view(4, torch.arange(b), 4, True)
+        )
+        for n, ((b, *_), _) in BENCH.items()
+        for d in (torch.float32, torch.bfloat16)
+    }
+    return found | {
         f"{n}-{str(d)[6:]}": partial(make, n, d)
         for n in BENCH
         for d in (torch.float32, torch.bfloat16)

@@ -7,29 +7,36 @@ import torch
 
 from fastue.ops._cases import (
     BENCH,
+    IDS,
     INTERLEAVED,
     LAYOUTS,
     MEAN,
     PLANAR,
     SHAPES,
     STD,
+    VIEWS,
     bank,
+    coarse,
     gradient,
     offset,
     pictures,
     rows,
     sheet,
+    view,
 )  # fmt: skip
 
 
-def _args(noise, grad, x, index, step=0.1, eps=0.3, ascend=False, out=None, mean=(), std=()):
+def _args(
+    noise, grad, x, index, step=0.1, eps=0.3, ascend=False, out=None, mean=(), std=(), **seen
+):
     return dict(noise=noise, grad=grad, x=x, index=index, step=step, eps=eps, ascend=ascend,
-                out=out, mean=list(mean), std=list(std))  # fmt: skip
+                out=out, mean=list(mean), std=list(std), **(view() | seen))  # fmt: skip
 
 
 def _case(g, dtype, b, m, c, h, w, layouts=(INTERLEAVED,) * 3, **more):
     ln, lg, lx = layouts
-    noise, grad = bank(g, m, c, h, w, ln), gradient(g, b, c, h, w, dtype, lg)
+    noise = bank(g, m, c, *coarse(h, w, more.get("grain", 1)), ln)
+    grad = gradient(g, b, c, h, w, dtype, lg)
     return _args(noise, grad, pictures(g, b, c, h, w, lx), rows(g, b, m), **more)
 
 
@@ -77,6 +84,18 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
             else dict(out=sheet(2, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
         )
         found[f"{shape}_{name}"] = _case(g, dtype, 2, 3, c, h, w, layouts, **more)
+    for (name, ((c, h, w), seen)), (order, (layouts, of_out)) in itertools.product(
+        VIEWS.items(), LAYOUTS.items()
+    ):
+        more = dict(out=sheet(4, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
+        if order == "same":
+            more = dict(ascend=True, step=0.01, eps=9.0)
+        found[f"view_{name}_{order}"] = _case(g, dtype, 4, 6, c, h, w, layouts, **more, **seen)
+    found["grain_large"] = _case(
+        g, dtype, 2, 3, 3, 130, 67, (PLANAR,) * 3, **view(2, IDS[:2], 4, True)
+    )
+    crooked = found["view_grain_crop_planar"]
+    found["offset_grain"] = crooked | {k: offset(crooked[k]) for k in ("noise", "grad", "x", "out")}
     crooked = found["even_planar"]
     for moved in ("noise", "grad", "x", "out"):
         found[f"offset_{moved}"] = crooked | {moved: offset(crooked[moved])}
@@ -109,6 +128,10 @@ def bad(g: torch.Generator) -> dict:
         "bank_compact": ok | dict(noise=ok["noise"].to(torch.int8)),
         "eps_infinite": ok | dict(eps=float("inf")),
         "step_negative": ok | dict(step=-0.1),
+        "grain_zero": ok | dict(grain=0),
+        "grain_of_another_bank": ok | dict(grain=2),
+        "ids_length": ok | dict(ids=torch.arange(2)),
+        "pad_negative": ok | dict(pad=-1),
         "out_shape": ok | dict(out=torch.zeros(3, 3, 5, 5)),
     }
 
@@ -116,15 +139,23 @@ def bad(g: torch.Generator) -> dict:
 def bench() -> dict:
     """Buffers beyond the cache, with and without the next input."""
 
-    def make(name, dtype, next_input=False):
+    def make(name, dtype, next_input=False, **seen):
         (b, c, h, w), layout = BENCH[name]
         g = torch.Generator().manual_seed(0)
         grad = torch.randn((b, c, h, w), generator=g).to(dtype).contiguous(memory_format=layout)
         out = sheet(b, c, h, w, dtype, layout) if next_input else None
-        noise, x = bank(g, b, c, h, w, layout), pictures(g, b, c, h, w, layout)
-        return _args(noise, grad, x, rows(g, b, b), step=0.2, eps=1.0, out=out)
+        noise = bank(g, b, c, *coarse(h, w, seen.get("grain", 1)), layout)
+        x = pictures(g, b, c, h, w, layout)
+        return _args(noise, grad, x, rows(g, b, b), step=0.2, eps=1.0, out=out, **seen)
 
-    return {
+    found = {
+        f"{n}-{str(d)[6:]}-next-grain4-crop-flip": partial(
+            make, n, d, True, **view(4, torch.arange(b), 4, True)
+        )
+        for n, ((b, *_), _) in BENCH.items()
+        for d in (torch.float32, torch.bfloat16)
+    }
+    return found | {
         f"{n}-{str(d)[6:]}{'-next' * more}": partial(make, n, d, more)
         for n in BENCH
         for d in (torch.float32, torch.bfloat16)

@@ -14,13 +14,16 @@ from fastue.ops._cases import (
     PLANAR,
     SHAPES,
     STD,
+    VIEWS,
     bank,
+    coarse,
     compact,
     gradient,
     offset,
     pictures,
     rows,
     sheet,
+    view,
 )  # fmt: skip
 
 STEP = 0.8 / 255
@@ -39,14 +42,16 @@ def _args(
     out=None,
     mean=(),
     std=(),
+    **seen,
 ):
     return dict(noise=noise, grad=grad, x=x, index=index, step=step, eps=eps, ascend=ascend, scale=scale,
-                mask=mask, out=out, mean=list(mean), std=list(std))  # fmt: skip
+                mask=mask, out=out, mean=list(mean), std=list(std), **(view() | seen))  # fmt: skip
 
 
 def _case(g, dtype, b, m, c, h, w, layouts=(INTERLEAVED,) * 3, make=bank, **more):
     ln, lg, lx = layouts
-    noise, grad = make(g, m, c, h, w, ln), gradient(g, b, c, h, w, dtype, lg)
+    size = coarse(h, w, more.get("grain", 1))
+    noise, grad = make(g, m, c, *size, ln), gradient(g, b, c, h, w, dtype, lg)
     return _args(noise, grad, pictures(g, b, c, h, w, lx), rows(g, b, m), **more)
 
 
@@ -99,6 +104,20 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         found[f"{shape}_{name}"] = _case(g, dtype, 4, 6, c, h, w, layouts, **more)
         more |= dict(out=sheet(4, c, h, w, dtype, of_out), make=compact, scale=EPS / 127)
         found[f"{shape}_{name}_compact"] = _case(g, dtype, 4, 6, c, h, w, layouts, **more)
+    for (name, ((c, h, w), seen)), (order, (layouts, of_out)) in itertools.product(
+        VIEWS.items(), LAYOUTS.items()
+    ):
+        more = dict(out=sheet(4, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
+        if order == "same":  # no next input, and a mask of the bank's size
+            size = coarse(h, w, seen["grain"])
+            more = dict(mask=torch.rand((4, 1, *size), generator=g) < 0.5, ascend=True)
+        found[f"view_{name}_{order}"] = _case(g, dtype, 4, 6, c, h, w, layouts, **more, **seen)
+        more |= dict(out=sheet(4, c, h, w, dtype, of_out), make=compact, scale=EPS / 127)
+        found[f"view_{name}_{order}_compact"] = _case(
+            g, dtype, 4, 6, c, h, w, layouts, **more, **seen
+        )
+    crooked = found["view_grain_crop_planar"]
+    found["offset_grain"] = crooked | {k: offset(crooked[k]) for k in ("noise", "grad", "x", "out")}
     crooked = found["even_planar"]
     found["offset"] = crooked | {k: offset(crooked[k]) for k in ("noise", "grad", "x", "out")}
     for moved in ("noise", "grad", "x", "out"):
@@ -123,6 +142,20 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         found[name] = args | dict(ascend=name == "ties_white")
     levels = (noise.flip(0) * 127 / EPS).round().to(torch.int8).view(1, 3, 2, 2)
     found["ties_compact"] = found["ties_edges"] | dict(noise=levels, scale=EPS / 127)
+    # A block whose pixels cancel, one with a NaN, one of infinities of both signs; and blocks with
+    # room on one side in one pixel only.
+    sums = torch.tensor(
+        [[2.0, -1, 3, torch.nan], [-1, 0, 1, 1], [torch.inf, 0, -0.0, 0], [1, -torch.inf, 0, -0.0]]
+    )
+    x = torch.tensor(
+        [[0, 0, 255, 255], [0, 3, 255, 251], [0, 255, 9, 9], [7, 0, 9, 250]], dtype=torch.uint8
+    )
+    for ascend in (False, True):
+        noise = torch.tensor([[EPS, -EPS], [0.0, EPS]]).view(1, 1, 2, 2).clone()
+        args = _args(
+            noise, sums.to(dtype).view(1, 1, 4, 4), x.view(1, 1, 4, 4), torch.tensor([0]), 0.03
+        )
+        found[f"grain_ties_{ascend}"] = args | dict(grain=2, ascend=ascend)
     huge = _case(g, dtype, 2, 3, 3, 3, 3)
     largest = torch.finfo(dtype).max
     huge["grad"] = torch.where(huge["grad"] > 0, largest, -largest).to(dtype)
@@ -151,6 +184,12 @@ def bad(g: torch.Generator) -> dict:
         "mask_shape": ok | dict(mask=torch.ones(3, 3, 5, 6, dtype=torch.bool)),
         "mask_dtype": ok | dict(mask=torch.ones(3, 1, 5, 6)),
         "out_shape": ok | dict(out=torch.zeros(3, 3, 5, 5)),
+        "grain_zero": ok | dict(grain=0),
+        "grain_of_another_bank": ok | dict(grain=2),
+        "grain_mask_of_the_picture": _case(g, torch.float32, 3, 4, 3, 5, 6, grain=2)
+        | dict(mask=torch.ones(3, 1, 5, 6, dtype=torch.bool)),
+        "ids_length": ok | dict(ids=torch.arange(2)),
+        "pad_negative": ok | dict(pad=-1),
         "other_device": ok | dict(grad=ok["grad"].to("meta")),
     }
 
@@ -158,22 +197,29 @@ def bad(g: torch.Generator) -> dict:
 def bench() -> dict:
     """Buffers beyond the cache, with and without the next input, float32 and compact state."""
 
-    def make(name, dtype, next_input=False, compact_bank=False):
+    def make(name, dtype, next_input=False, compact_bank=False, **seen):
         (b, c, h, w), layout = BENCH[name]
         g = torch.Generator().manual_seed(0)
         grad = torch.randn((b, c, h, w), generator=g).to(dtype).contiguous(memory_format=layout)
-        noise = (compact if compact_bank else bank)(g, b, c, h, w, layout)
+        size = coarse(h, w, seen.get("grain", 1))
+        noise = (compact if compact_bank else bank)(g, b, c, *size, layout)
         out = sheet(b, c, h, w, dtype, layout) if next_input else None
         return _args(noise, grad, pictures(g, b, c, h, w, layout), rows(g, b, b),
-                     scale=EPS / 127 if compact_bank else 1.0, out=out)  # fmt: skip
+                     scale=EPS / 127 if compact_bank else 1.0, out=out, **seen)  # fmt: skip
 
     g = torch.Generator().manual_seed(0)
     found = {"call": partial(_case, g, torch.float32, 1, 4, 3, 32, 32)}
-    for name in BENCH:
+    for name, ((b, *_), _) in BENCH.items():
+        seen = view(4, torch.arange(b), 4, True)
         for dtype in (torch.float32, torch.bfloat16):
             label = f"{name}-{str(dtype)[6:]}"
             found[label] = partial(make, name, dtype)
             found[f"{label}-next"] = partial(make, name, dtype, True)
             found[f"{label}-compact"] = partial(make, name, dtype, False, True)
             found[f"{label}-compact-next"] = partial(make, name, dtype, True, True)
+            found[f"{label}-grain4"] = partial(make, name, dtype, **view(4))
+            found[f"{label}-next-crop-flip"] = partial(
+                make, name, dtype, True, **seen | dict(grain=1)
+            )
+            found[f"{label}-next-grain4-crop-flip"] = partial(make, name, dtype, True, **seen)
     return found
