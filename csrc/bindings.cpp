@@ -4,15 +4,18 @@
 STABLE_TORCH_LIBRARY(fastue_native, m) {
   m.def(
       "apply_noise(Tensor x, Tensor noise, Tensor index, Tensor(a!) out, float[] mean, float[] std, float scale,"
-      " Tensor? ids, int seed, int epoch, int pad, bool flip) -> ()");
+      " Tensor? ids, int seed, int epoch, int pad, bool flip, int grain) -> ()");
   m.def(
       "linf_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor index, float step, float eps, bool ascend,"
-      " float scale, Tensor? mask, Tensor(b!)? out, float[] mean, float[] std) -> ()");
+      " float scale, Tensor? mask, Tensor(b!)? out, float[] mean, float[] std,"
+      " Tensor? ids, int seed, int epoch, int pad, bool flip, int grain) -> ()");
   m.def(
       "l2_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor index, float step, float eps, bool ascend,"
-      " Tensor(b!)? out, float[] mean, float[] std) -> ()");
+      " Tensor(b!)? out, float[] mean, float[] std,"
+      " Tensor? ids, int seed, int epoch, int pad, bool flip, int grain) -> ()");
   m.def(
-      "class_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend) -> ()");
+      "class_step(Tensor(a!) noise, Tensor grad, Tensor x, Tensor y, float step, float eps, bool ascend,"
+      " Tensor? ids, int seed, int epoch, int pad, bool flip, int grain) -> ()");
   m.def(
       "weight_noise(Tensor base, Tensor table, Tensor draws, Tensor(a!) out, float sigma, int seed, int purpose)"
       " -> ()");

@@ -8,6 +8,7 @@ namespace {
 struct Job {
   Pictures noise, grad, x;
   Shape shape;
+  View view;
   std::vector<int64_t> classes;  // those present
   std::vector<int64_t> start;    // samples of classes[j]: samples[start[j] .. start[j + 1])
   std::vector<int64_t> samples;  // in batch order within a class
@@ -37,11 +38,55 @@ FASTUE_CLONES void step_classes(const Job& job, int64_t begin, int64_t end) {
   }
 }
 
+// Any view: a line of a class's blocks at a time.
+template <class G>
+FASTUE_INLINE void step_blocks(const Job& job, int64_t j, int64_t first, int64_t last) {
+  const int64_t channels = job.shape.channels, area = job.shape.area;
+  const float eps = job.eps;
+  std::vector<float> total(last - first);
+  for (int64_t c = 0; c < channels; ++c) {
+    const Plane<float> noise(job.noise, job.classes[j], c, channels, job.view.blocks());
+    std::fill(total.begin(), total.end(), 0.0f);
+    for (int64_t s = job.start[j]; s < job.start[j + 1]; ++s) {
+      const int64_t i = job.samples[s];
+      const CropFlip window = job.view.window(i);
+      const Plane<const G> grad(job.grad, i, c, channels, area);
+      const Plane<const uint8_t> x(job.x, i, c, channels, area);
+      for (int64_t b = first; b < last; ++b) {
+        const Block block = job.view.block(b);
+        const float move = moved(gradient_of(job.view, window, block, grad), job.step);
+        float sum = 0.0f;
+        for (int64_t y = block.top; y < block.bottom; ++y)
+          for (int64_t q = block.left; q < block.right; ++q) {
+            const float p = pixel(x[y * job.view.width + q]);
+            sum += clamp(clamp(p + noise[b], 0.0f, 1.0f) - move - p, -eps, eps);
+          }
+        total[b - first] += sum;
+      }
+    }
+    const int64_t samples = job.start[j + 1] - job.start[j];
+    for (int64_t b = first; b < last; ++b) {
+      const float count = static_cast<float>(samples * job.view.block(b).pixels());
+      noise[b] = clamp(total[b - first] / count, -eps, eps);
+    }
+  }
+}
+
+FASTUE_CLONES void step_viewed(const Job& job, int64_t begin, int64_t end) {
+  const int64_t columns = job.view.columns(), lines = job.view.blocks() / columns;
+  for (int64_t j = begin; j < end; ++j)
+    as_float(job.grad.type, [&](auto grad) {
+      step_blocks<decltype(grad)>(job, j / lines, j % lines * columns, (j % lines + 1) * columns);
+    });
+}
+
 void class_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Tensor& y, double step, double eps,
-                bool ascend) {
+                bool ascend, const std::optional<Tensor>& ids, int64_t seed, int64_t epoch, int64_t pad, bool flip,
+                int64_t grain) {
   Job job{};
   job.x = batch(x, x, "x");
-  job.noise = pictures(noise, x, "noise");
+  job.view = view_of(x, ids, seed, epoch, pad, flip, grain);
+  job.noise = bank(noise, x, job.view);
   job.grad = batch(grad, x, "grad");
   STD_TORCH_CHECK(job.x.type == Type::u8 && job.noise.type == Type::f32 && job.grad.type != Type::u8 &&
                       job.grad.type != Type::s8,
@@ -63,7 +108,13 @@ void class_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const 
     }
   }
   job.start.push_back(x.size(0));
-  const int64_t tiles = static_cast<int64_t>(job.classes.size()) * job.shape.tiles();
+  const int64_t present = static_cast<int64_t>(job.classes.size());
+  if (!job.view.plain()) {
+    const int64_t lines = job.view.blocks() / job.view.columns();
+    torch::stable::parallel_for(0, present * lines, 1, [&](int64_t begin, int64_t end) { step_viewed(job, begin, end); });
+    return;
+  }
+  const int64_t tiles = present * job.shape.tiles();
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) { step_classes(job, begin, end); });
 }
 

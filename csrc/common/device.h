@@ -22,11 +22,8 @@ constexpr int kThreads = 256;
 template <bool VECTOR>
 constexpr int kPixels = VECTOR ? 4 : 1;
 
-__device__ FASTUE_INLINE float widened(float v) { return v; }
-__device__ FASTUE_INLINE float widened(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ FASTUE_INLINE float widened(__half v) { return __half2float(v); }
-__device__ FASTUE_INLINE float widened(int8_t v) { return static_cast<float>(v); }
-__device__ FASTUE_INLINE float widened(uint8_t v) { return static_cast<float>(v); }
+__device__ FASTUE_INLINE float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ FASTUE_INLINE float to_float(__half v) { return __half2float(v); }
 
 // float32 to T, to nearest, ties to even; int8 takes whole numbers in its range.
 template <class T>
@@ -78,7 +75,7 @@ struct Share {
   // Channel c of the thread's pixel q.
   __device__ FASTUE_INLINE float get(int c, int q) const {
     const int i = q * C + c;
-    return widened(interleaved ? packs[i / P].v[i % P] : packs[c].v[q]);
+    return to_float(interleaved ? packs[i / P].v[i % P] : packs[c].v[q]);
   }
   __device__ FASTUE_INLINE void set(int c, int q, float v) {
     const int i = q * C + c;

@@ -28,6 +28,10 @@ struct Normalisation {
   float mean[3] = {0, 0, 0}, inverse[3] = {1, 1, 1};
 };
 
+FASTUE_HD FASTUE_INLINE float to_float(float v) { return v; }
+FASTUE_HD FASTUE_INLINE float to_float(int8_t v) { return static_cast<float>(v); }
+FASTUE_HD FASTUE_INLINE float to_float(uint8_t v) { return static_cast<float>(v); }
+
 // v / 255 to the last bit for all 256 values (a test looks), without the division, which would set the pace: 1/255 in
 // two parts, of which the first, 257/65536, has an exact product.
 constexpr float kPixelHigh = 0x1.01p-8f, kPixelLow = 0x1.010102p-24f;

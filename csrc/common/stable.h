@@ -43,10 +43,12 @@ inline void same_device(const Tensor& t, const Tensor& x, const char* name) {
                   ", x is on device ", x.get_device_index());
 }
 
-inline Pictures pictures(const Tensor& t, const Tensor& x, const char* name) {
+inline Pictures pictures(const Tensor& t, const Tensor& x, const char* name, int64_t grain = 1) {
   same_device(t, x, name);
   STD_TORCH_CHECK(t.dim() == 4 && x.dim() == 4, name, " and x must be [N, C, H, W]");
-  for (int d = 1; d < 4; ++d) STD_TORCH_CHECK(t.size(d) == x.size(d), name, " and x differ in shape");
+  STD_TORCH_CHECK(t.size(1) == x.size(1), name, " and x differ in shape");
+  for (int d = 2; d < 4; ++d)
+    STD_TORCH_CHECK(t.size(d) == (x.size(d) + grain - 1) / grain, name, " and x differ in shape");
   STD_TORCH_CHECK(t.size(1) == 1 || t.size(1) == 3, "pictures have 1 or 3 channels");
   const bool planar = t.numel() == 0 || dense(t, false);
   STD_TORCH_CHECK(planar || dense(t, true), name, " must be contiguous or channels_last");
@@ -69,6 +71,28 @@ inline const int64_t* numbers(const Tensor& t, const Tensor& x, const char* name
   STD_TORCH_CHECK(t.size(0) == x.size(0), name, " and x differ in batch size");
   same_device(t, x, name);
   return t.const_data_ptr<int64_t>();
+}
+
+inline View view_of(const Tensor& x, const std::optional<Tensor>& ids, int64_t seed, int64_t epoch, int64_t pad,
+                    bool flip, int64_t grain) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W]");
+  STD_TORCH_CHECK(grain >= 1 && grain < (1 << 30), "grain must be at least 1");
+  STD_TORCH_CHECK(pad >= 0 && pad < (1 << 15), "pad must be between 0 and 32767");
+  View view;
+  view.height = x.size(2);
+  view.width = x.size(3);
+  view.grain = grain;
+  if (ids.has_value()) view.ids = numbers(*ids, x, "ids");
+  view.seed = static_cast<uint64_t>(seed);
+  view.epoch = epoch;
+  view.pad = pad;
+  view.flip = flip;
+  return view;
+}
+
+// A bank of noise for pictures like x.
+inline Pictures bank(const Tensor& noise, const Tensor& x, const View& view) {
+  return pictures(noise, x, "noise", view.grain);
 }
 
 // Rows of a bank of `rows`, every one checked before anything is touched.

@@ -29,7 +29,6 @@ using f16 = _Float16;
 #error "this compiler has no _Float16 (GCC 12 or clang 15 have)"
 #endif
 
-FASTUE_INLINE float to_float(float v) { return v; }
 FASTUE_INLINE float to_float(f16 v) { return static_cast<float>(v); }
 FASTUE_INLINE float to_float(bf16 v) {
   const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
@@ -38,6 +37,25 @@ FASTUE_INLINE float to_float(bf16 v) {
   return out;
 }
 
+}  // namespace fastue
+
+#include "view.h"  // its templates call the to_float above
+
+namespace fastue {
+
+// From values to types: f is called with a value of what is at hand.
+template <class F>
+FASTUE_INLINE void as_bank(Type type, const F& f) {
+  type == Type::s8 ? f(int8_t{}) : f(float{});
+}
+template <class F>
+FASTUE_INLINE void as_float(Type type, const F& f) {
+  switch (type) {
+    case Type::f32: return f(float{});
+    case Type::bf16: return f(bf16{});
+    default: return f(f16{});
+  }
+}
 
 // Elements of a tile: a multiple of 3 channels x 16 lanes, and three float tiles stay within 24 KiB.
 constexpr int64_t kTile = 1536;
@@ -85,6 +103,18 @@ void add_bytes(float* v, const int8_t* stored, float scale, const uint8_t* x, in
 void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& t);
 // Round a float tile to the type and layout of `to`; `stream` writes past the cache where that is possible.
 void store(const float* from, const Pictures& to, const Shape& s, const Tile& t, bool stream);
+
+// Pictures as a model sees them: protected, cropped and mirrored, normalised.
+struct Showing {
+  Pictures x, noise, out;
+  Shape shape;  // of the pictures; the working layout is the bank's
+  View view;
+  const int64_t* index;
+  float scale;
+  Normalisation norm;
+};
+// Writes picture i of `out`. For any view; without one, tiles are faster than lines.
+void show(const Showing& job, int64_t i);
 // After streamed stores, before another thread may read them.
 void fence();
 

@@ -169,4 +169,74 @@ FASTUE_CLONES void normalise(float* v, const Normalisation& norm, const Shape& s
   for (int64_t j = 0; i < t.elements; ++i, ++j) v[i] = (v[i] - mean[j]) * inverse[j];
 }
 
+namespace {
+
+// The noise of the pixels `first` to before `last` of a line of a picture, from a bank whose values cover blocks.
+template <class N>
+FASTUE_INLINE void spread(const Showing& job, const Tile& piece, int64_t line, int64_t first, int64_t last, float* n) {
+  const int64_t grain = job.view.grain, columns = job.view.columns(), per = piece.elements / piece.pixels;
+  Shape coarse = job.shape;
+  coarse.area = job.view.blocks();
+  const N* values = static_cast<const N*>(job.noise.data) +
+                    coarse.offset(coarse.part(job.index[piece.row], piece.channel, line / grain * columns, columns));
+  for (int64_t b = first / grain; b * grain < last; ++b)
+    for (int64_t p = std::max(first, b * grain); p < std::min(last, (b + 1) * grain); ++p)
+      for (int64_t c = 0; c < per; ++c) n[(p - first) * per + c] = to_float(values[b * per + c]) * job.scale;
+}
+
+// The protected pixels `first` to before `last` of a line of a picture.
+FASTUE_INLINE void protect(const Showing& job, int64_t i, int64_t channel, int64_t line, int64_t first, int64_t last, float* v) {
+  alignas(64) uint8_t bytes[kTile];
+  alignas(64) float noise[kTile];
+  const Tile piece = job.shape.part(i, channel, line * job.view.width + first, last - first);
+  const uint8_t* x = load_bytes(job.x, job.shape, piece, bytes);
+  if (job.noise.type == Type::s8) {
+    spread<int8_t>(job, piece, line, first, last, noise);
+  } else {
+    spread<float>(job, piece, line, first, last, noise);  // its scale is 1
+  }
+  for (int64_t e = 0; e < piece.elements; ++e) v[e] = clamp(pixel(x[e]) + noise[e], 0.0f, 1.0f);
+}
+
+// A piece of line y as it is shown, black where it is border.
+FASTUE_INLINE void show_piece(const Showing& job, const Tile& t, const CropFlip& window, int64_t y, int64_t left, float* v) {
+  const int64_t per = t.elements / t.pixels, width = job.view.width, line = y + window.down;
+  std::fill(v, v + t.elements, 0.0f);
+  if (line < 0 || line >= job.view.height) return;
+  // Column q shows pixel (mirrored ? width - 1 - q : q) + right of the line; this piece is q in [left, left + n).
+  const int64_t from = (window.mirrored ? width - left - t.pixels : left) + window.right;
+  const int64_t first = std::max<int64_t>(from, 0), last = std::min(from + t.pixels, width);
+  if (first >= last) return;
+  alignas(64) float seen[kTile];
+  protect(job, t.row, t.channel, line, first, last, seen);
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t q = window.mirrored ? t.pixels - 1 - (p - from) : p - from;
+    for (int64_t c = 0; c < per; ++c) v[q * per + c] = seen[(p - first) * per + c];
+  }
+}
+
+}  // namespace
+
+FASTUE_CLONES void show(const Showing& job, int64_t i) {
+  alignas(64) float v[kTile];
+  const CropFlip window = job.view.window(i);
+  const int64_t planes = job.shape.interleaved ? 1 : job.shape.channels;
+  const int64_t height = job.view.height, width = job.view.width;
+  // Several whole lines at a time, or a part of a line that is too wide for a tile.
+  const int64_t wide = std::min(width, job.shape.tile_pixels());
+  const int64_t lines = wide < width ? 1 : job.shape.tile_pixels() / width;
+  for (int64_t c = 0; c < planes; ++c)
+    for (int64_t y = 0; y < height; y += lines)
+      for (int64_t left = 0; left < width; left += wide) {
+        const int64_t pixels = std::min(wide, width - left), last = std::min(y + lines, height);
+        for (int64_t line = y; line < last; ++line) {
+          const Tile piece = job.shape.part(i, c, line * width + left, pixels);
+          show_piece(job, piece, window, line, left, v + (line - y) * piece.elements);
+        }
+        const Tile t = job.shape.part(i, c, y * width + left, pixels * (last - y));
+        if (job.norm.on) normalise(v, job.norm, job.shape, t);
+        store(v, job.out, job.shape, t, false);
+      }
+}
+
 }  // namespace fastue

@@ -13,10 +13,10 @@ __global__ void __launch_bounds__(kThreads) count_correct_kernel(const __grid_co
   const int64_t k = i < job.batch ? job.y[i] : -1;  // the same in all lanes of a warp
   if (k >= 0 && k < job.classes) {
     const T* row = static_cast<const T*>(job.logits.data) + i * job.classes;
-    const float v = widened(row[k]);
+    const float v = to_float(row[k]);
     bool beaten = false;  // by an earlier one that is not smaller, by a later one that is greater; NaN tops all numbers
     for (int64_t j = lane; j < job.classes; j += 32) {
-      const float other = widened(row[j]);
+      const float other = to_float(row[j]);
       beaten |= other > v || (j < k && other == v) || (other != other && (j < k || v == v));
     }
     right = !__any_sync(0xFFFFFFFFu, beaten) && lane == 0;

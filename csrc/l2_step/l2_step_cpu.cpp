@@ -7,12 +7,9 @@
 namespace fastue {
 namespace {
 
-struct Job {
-  Pictures noise, grad, x, out;  // out.data null: no next input
-  Shape shape;
-  const int64_t* index;
+struct Job : Showing {  // out.data null: no next input
+  Pictures grad;
   double step, eps;  // step < 0 descends
-  Normalisation norm;
   bool stream;
 };
 
@@ -77,12 +74,60 @@ FASTUE_CLONES void step_samples(const Job& job, int64_t begin, int64_t end) {
   if (job.stream) fence();
 }
 
+// Any view: f is called with each value of the bank, the block that shows it and the block's mean gradient.
+template <class G, class F>
+FASTUE_INLINE void each_block(const Job& job, int64_t i, const F& f) {
+  const int64_t channels = job.shape.channels, blocks = job.view.blocks();
+  const CropFlip window = job.view.window(i);
+  for (int64_t c = 0; c < channels; ++c) {
+    const Plane<float> noise(job.noise, job.index[i], c, channels, blocks);
+    const Plane<const G> grad(job.grad, i, c, channels, job.shape.area);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const Block block = job.view.block(b);
+      const float g = gradient_of(job.view, window, block, grad) / static_cast<float>(block.pixels());
+      f(c, block, g, noise[b]);
+    }
+  }
+}
+
+template <class G>
+FASTUE_INLINE void step_blocks(const Job& job, int64_t i) {
+  const auto square = [](const Block& block, float v) {
+    return static_cast<double>(v) * static_cast<double>(v) * static_cast<double>(block.pixels());
+  };
+  double of_grad = 0, of_noise = 0;
+  each_block<G>(job, i, [&](int64_t, const Block& block, float g, float) { of_grad += square(block, g); });
+  const double length = std::sqrt(of_grad);
+  const bool usable = length > 0 && std::isfinite(length);  // no direction, no move
+  const float factor = usable ? static_cast<float>(job.step / length) : 0.0f;
+  each_block<G>(job, i, [&](int64_t, const Block& block, float g, float& n) {
+    if (usable) n += g * factor;
+    of_noise += square(block, n);
+  });
+  const double reached = std::sqrt(of_noise);
+  const float shrink = reached > job.eps ? static_cast<float>(job.eps / reached) : 1.0f;
+  each_block<G>(job, i, [&](int64_t c, const Block& block, float, float& n) {
+    const Plane<const uint8_t> x(job.x, i, c, job.shape.channels, job.shape.area);
+    const Room room = room_of(job.view, block, x);
+    n = clamp(n * shrink, -room.darker, room.brighter);
+  });
+  if (job.out.data != nullptr) show(job, i);
+}
+
+FASTUE_CLONES void step_viewed(const Job& job, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i)
+    as_float(job.grad.type, [&](auto grad) { step_blocks<decltype(grad)>(job, i); });
+}
+
 void l2_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Tensor& index, double step, double eps,
              bool ascend, const std::optional<Tensor>& out, const std::vector<double>& mean,
-             const std::vector<double>& std) {
+             const std::vector<double>& std, const std::optional<Tensor>& ids, int64_t seed, int64_t epoch, int64_t pad,
+             bool flip, int64_t grain) {
   Job job{};
   job.x = batch(x, x, "x");
-  job.noise = pictures(noise, x, "noise");
+  job.view = view_of(x, ids, seed, epoch, pad, flip, grain);
+  job.noise = bank(noise, x, job.view);
+  job.scale = 1.0f;
   job.grad = batch(grad, x, "grad");
   STD_TORCH_CHECK(job.x.type == Type::u8 && job.noise.type == Type::f32 && job.grad.type != Type::u8 &&
                       job.grad.type != Type::s8,
@@ -98,7 +143,9 @@ void l2_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Ten
     job.stream = out->numel() * static_cast<int64_t>(job.out.type == Type::f32 ? 4 : 2) >= kStreamBytes;
   }
   if (x.numel() == 0) return;
-  torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) { step_samples(job, begin, end); });
+  torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
+    job.view.plain() ? step_samples(job, begin, end) : step_viewed(job, begin, end);
+  });
 }
 
 }  // namespace

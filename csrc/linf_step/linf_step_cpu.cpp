@@ -10,14 +10,11 @@
 namespace fastue {
 namespace {
 
-struct Job {
-  Pictures noise, grad, x, out;  // out.data null: no next input
-  Shape shape;
-  const int64_t* index;
-  float step, eps, scale, inverse;  // step < 0 ascends; inverse = 1/scale
-  const bool* mask;        // null: none; [1 or B, 1, H, W]
+struct Job : Showing {  // out.data null: no next input
+  Pictures grad;
+  float step, eps, inverse;  // step < 0 ascends; inverse = 1/scale
+  const bool* mask;          // null: none; [1 or B, 1, h, w], of the bank's size
   bool mask_shared;
-  Normalisation norm;
   bool stream;
   bool bytes;              // the int8 state is stepped in whole numbers, with AVX-512:
   int8_t whole_step;
@@ -201,12 +198,47 @@ FASTUE_CLONES void step_tiles(const Job& job, int64_t begin, int64_t end) {
   if (job.stream) fence();
 }
 
+// Any view: a value of the bank at a time.
+template <class N, class G>
+FASTUE_INLINE void step_blocks(const Job& job, int64_t i) {
+  const int64_t channels = job.shape.channels, blocks = job.view.blocks();
+  const CropFlip window = job.view.window(i);
+  for (int64_t c = 0; c < channels; ++c) {
+    const Plane<N> noise(job.noise, job.index[i], c, channels, blocks);
+    const Plane<const G> grad(job.grad, i, c, channels, job.shape.area);
+    const Plane<const uint8_t> x(job.x, i, c, channels, job.shape.area);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const Block block = job.view.block(b);
+      const Room room = room_of(job.view, block, x);
+      float n = to_float(noise[b]) * job.scale;  // 1 for float32
+      n -= moved(gradient_of(job.view, window, block, grad), job.step);
+      n = clamp(clamp(n, -job.eps, job.eps), -room.darker, room.brighter);
+      if (job.mask != nullptr && !job.mask[(job.mask_shared ? 0 : i * blocks) + b]) n = 0.0f;
+      if constexpr (std::is_same_v<N, int8_t>) {
+        noise[b] = static_cast<int8_t>(static_cast<int32_t>(nearest(clamp(n * job.inverse, -127.0f, 127.0f))));
+      } else {
+        noise[b] = n;
+      }
+    }
+  }
+  if (job.out.data != nullptr) show(job, i);
+}
+
+FASTUE_CLONES void step_viewed(const Job& job, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i)
+    as_bank(job.noise.type, [&](auto noise) {
+      as_float(job.grad.type, [&](auto grad) { step_blocks<decltype(noise), decltype(grad)>(job, i); });
+    });
+}
+
 void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Tensor& index, double step, double eps,
                bool ascend, double scale, const std::optional<Tensor>& mask, const std::optional<Tensor>& out,
-               const std::vector<double>& mean, const std::vector<double>& std) {
+               const std::vector<double>& mean, const std::vector<double>& std, const std::optional<Tensor>& ids,
+               int64_t seed, int64_t epoch, int64_t pad, bool flip, int64_t grain) {
   Job job{};
   job.x = batch(x, x, "x");
-  job.noise = pictures(noise, x, "noise");
+  job.view = view_of(x, ids, seed, epoch, pad, flip, grain);
+  job.noise = bank(noise, x, job.view);
   job.grad = batch(grad, x, "grad");
   STD_TORCH_CHECK(job.x.type == Type::u8 && (job.noise.type == Type::f32 || job.noise.type == Type::s8) &&
                       job.grad.type != Type::u8 && job.grad.type != Type::s8,
@@ -220,8 +252,8 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
   if (mask.has_value()) {
     STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->is_contiguous() && mask->dim() == 4 &&
                         (mask->size(0) == 1 || mask->size(0) == x.size(0)) && mask->size(1) == 1 &&
-                        mask->size(2) == x.size(2) && mask->size(3) == x.size(3),
-                    "mask must be bool [B or 1, 1, H, W], contiguous");
+                        mask->size(2) == noise.size(2) && mask->size(3) == noise.size(3),
+                    "mask must be bool [B or 1, 1, h, w], contiguous, of the bank's size");
     job.mask = static_cast<const bool*>(mask->const_data_ptr());
     job.mask_shared = mask->size(0) == 1;
   }
@@ -233,6 +265,10 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
   }
   job.bytes = job.noise.type == Type::s8 && job.mask == nullptr && whole_numbers(job);
   if (x.numel() == 0) return;
+  if (!job.view.plain()) {
+    torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) { step_viewed(job, begin, end); });
+    return;
+  }
   parallel_tiles(x.size(0) * job.shape.tiles(), [&](int64_t begin, int64_t end) { step_tiles(job, begin, end); });
 }
 
