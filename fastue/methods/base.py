@@ -91,6 +91,7 @@ def flag(
     choices: tuple[str, ...] | dict[str, str] = (),
     shown: str | None = None,
     recorded: bool = True,
+    before: Any = None,
 ) -> Any:
     """A field of a Config, and the only place of its default; with `help` it is a flag of `fastue
     protect` as well.
@@ -101,9 +102,11 @@ def flag(
     choices   the values there are, with what each means where that needs saying
     shown     the default as people write it (8/255), or what an empty default stands for
     recorded  False for what only decides about other fields; run.json and manifests do not hold it
+    before    the value that runs had before there was this setting: they do not hold it, so it is
+              not written either
     """
     about = {"help": help, "parse": parse, "check": check, "choices": choices, "shown": shown}
-    return field(default=default, metadata={**about, "recorded": recorded})
+    return field(default=default, metadata={**about, "recorded": recorded, "before": before})
 
 
 def default_text(setting: dataclasses.Field) -> str:
@@ -143,10 +146,12 @@ class Config:
 
     def record(self) -> dict[str, Any]:
         """What run.json, the manifest and the surrogate's file hold."""
+        values = {setting: getattr(self, setting.name) for setting in dataclasses.fields(self)}
         return {
-            setting.name: getattr(self, setting.name)
-            for setting in dataclasses.fields(self)
+            setting.name: value
+            for setting, value in values.items()
             if setting.metadata.get("recorded", True)
+            and (value is None or value != setting.metadata.get("before"))
         }
 
     def on(self, device: torch.device) -> Config:

@@ -76,6 +76,15 @@ class EMNConfig(Config):
     step: float | None = flag(
         None, "size of a noise step", parse=pixels, check=ABOVE_0, shown="the recipe's, 0.8/255"
     )
+    grain: int | None = flag(
+        None,
+        "side of the squares of pixels that share a noise value",
+        parse=whole,
+        check=ABOVE_0,
+        shown="4 (1 with --compat)",
+        before=1,
+    )
+    crops: bool = flag(False, "search under random crops and flips: slower", before=False)
     max_sweeps: int = flag(100, "give up after this many", parse=whole, check=ABOVE_0)
     compat: str = flag("none", "repeat a public code's bug", choices=COMPATS, recorded=False)
     precision: str = flag(
@@ -102,6 +111,7 @@ class EMNConfig(Config):
         super().__post_init__()
         large = self.recipe == "fast" and self.mode == "sample"
         defaults = {
+            "grain": 4 if self.compat == "none" else 1,
             "steps": 5 if large else 20 if self.mode == "sample" else 1,
             "step": 0.4 * self.eps if large else 0.8 / 255,
         }
@@ -112,6 +122,12 @@ class EMNConfig(Config):
         if self.compat == "emn2021":
             object.__setattr__(self, "stop_error", 0.1 if self.mode == "class" else 0.01)
             object.__setattr__(self, "stop_sweeps", 1)
+
+    @property
+    def stops_on_crops(self) -> bool:
+        """Whether the stop rule looks at cropped and mirrored pictures too. The public code's does
+        not."""
+        return self.compat == "none"
 
     def on(self, device: torch.device) -> EMNConfig:
         auto = "resnet18" if torch.device(device).type == "cuda" else "resnet10-w16"
@@ -159,14 +175,15 @@ def emn(
             theta.learn(noisy, y, step)
         # The noise learns to please theta: one forward, one input gradient, one op a move.
         for x, y, index, batch in run.sweep_batches():
-            noisy = run.apply_noise(x, noise, index, dtype=dtype, channels_last=True)
+            rows, view = run.rows_of(y, index), run.view("noise", batch, index)
+            noisy = run.apply_noise(x, noise, rows, dtype=dtype, channels_last=True, **view)
             for move in range(theta.moves):
                 gradient, right = gradient_of(noisy, y, move, batch)
                 if run.classwise:
-                    class_step(noise, gradient, x, y, step=c.step, eps=c.eps)
-                    noisy = run.apply_noise(x, noise, y, dtype=dtype, channels_last=True)
+                    class_step(noise, gradient, x, y, step=c.step, eps=c.eps, **view)
+                    noisy = run.apply_noise(x, noise, y, out=noisy, **view)
                 else:
-                    linf_step(noise, gradient, x, index, step=c.step, eps=c.eps, out=noisy)
+                    linf_step(noise, gradient, x, rows, step=c.step, eps=c.eps, out=noisy, **view)
             run.count(right)
 
     return run.result(change="positive" if c.compat == "emn2021" else "additive")

@@ -30,9 +30,12 @@ F = lazy("torch.nn.functional")
 core = lazy("fastue.core.clock")
 dataset = lazy("fastue.data.dataset")
 frozen = lazy("fastue.models.frozen")
+keyed = lazy("fastue.data.keyed")
 models = lazy("fastue.models")
 ops = lazy("fastue.ops")
 training = lazy("fastue.models.training")
+
+CROP_PAD = 4  # pixels of border that crops may show, as in the victims' training
 
 
 class Surrogate:
@@ -57,8 +60,9 @@ class Surrogate:
         return input_gradient(self.frozen, noisy, y)
 
     def finished(self, history: list[dict]) -> bool:
-        recent = [entry["error"] for entry in history[-self.config.stop_sweeps :]]
-        return len(recent) == self.config.stop_sweeps and max(recent) <= self.config.stop_error
+        c, recent = self.config, history[-self.config.stop_sweeps :]
+        errors = [max(entry["error"], entry.get("error_cropped", 0)) for entry in recent]
+        return len(errors) == c.stop_sweeps and max(errors) <= c.stop_error
 
 
 def input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +80,7 @@ class Run:
     """One run of a method that trains a surrogate and sweeps over the pictures in turns.
 
     `rows` are the pictures a sweep goes over. `noise` is in channels_last on the device of `data`,
-    zero at first.
+    zero at first, a value for each block of `grain` x `grain` pixels.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class Run:
         model = model.to(data.device, memory_format=torch.channels_last)
         self.theta = surrogate(model, config)
         bank = data.num_classes if self.classwise else len(data)
-        noise = torch.zeros(bank, *data.shape, device=data.device)
+        c, h, w = data.shape
+        size = (-(-h // config.grain), -(-w // config.grain))  # a value of the bank covers a block
+        noise = torch.zeros(bank, c, *size, device=data.device)
         self.noise = noise.contiguous(memory_format=torch.channels_last)
         self.apply_noise = self.timed("ops", ops.apply_noise)
 
@@ -130,17 +136,36 @@ class Run:
                 x, y, index = training_batch(
                     self.data, self.batch, state["trained"], self.config.seed
                 )
-            rows = y if self.classwise else index
-            noisy = self.apply_noise(x, self.noise, rows, channels_last=True)
+            noisy = self.apply_noise(
+                x,
+                self.noise,
+                self.rows_of(y, index),
+                channels_last=True,
+                **self.view("training", state["trained"], index),
+            )
             with self.clock("training"):
                 yield noisy, y, state["trained"]
             state["trained"] += 1
             done = state["trained"] - state["sweep"] * steps
             self._report("surrogate", done * self.batch, steps * self.batch)
 
+    def rows_of(self, y: Tensor, index: Tensor) -> Tensor:
+        """Which row of the noise each picture takes."""
+        return y if self.classwise else index
+
+    def view(self, use: str, number: int, index: Tensor, crops: bool | None = None) -> dict:
+        """How pictures are seen by the network: arguments of the ops. Under `crops` (the setting's,
+        by default) they are cropped and mirrored, by a draw for each (use, number, picture).
+        """
+        c = self.config
+        if not (c.crops if crops is None else crops):
+            return {"grain": c.grain}
+        crop = {"ids": index, "seed": crop_seed(c.seed, use), "epoch": number}
+        return {"grain": c.grain, **crop, "pad": CROP_PAD, "flip": True}
+
     def sweep_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-        """(pictures uint8, labels, which noise each takes, number of the batch in all sweeps) of
-        one sweep.
+        """(pictures uint8, labels, rows of the pictures, number of the batch in all sweeps) of one
+        sweep.
 
         theta stands still meanwhile. Ends with the sweep's error rate, from what `count` was told:
         the only read-back.
@@ -150,18 +175,40 @@ class Run:
         left = dataset.batches(self.data, self.batch, rows[state["swept"] :])
         for x, y, index in self.clock.over("data", left):
             number = state["sweep"] * -(-len(rows) // self.batch) + state["swept"] // self.batch
-            yield x, y, (y if self.classwise else index), number
+            yield x, y, index, number
             state["swept"] += len(y)
             self._report("noise", state["swept"], len(rows))
         error = 1 - int(self._correct) / len(rows)
         self._correct.zero_()
-        state["history"].append({"sweep": state["sweep"], "error": error})
+        entry = {"sweep": state["sweep"], "error": error}
+        if self.config.stops_on_crops and error <= self.config.stop_error:
+            entry["error_cropped"] = self._error_cropped()
+        state["history"].append(entry)
         state["sweep"], state["swept"] = state["sweep"] + 1, 0
         self.checkpoint.tick(self._snapshot)
 
     def count(self, right: Tensor) -> None:
         """How many pictures of a batch theta got right before the noise moved for the last time."""
         self._correct += right
+
+    def _error_cropped(self) -> float:
+        """theta's error rate on the noisy pictures as a victim's training shows them, cropped and
+        mirrored: noise that fits only where it lies is not learnt there."""
+        state, theta = self.state, self.theta.frozen.refresh()
+        for x, y, index in dataset.batches(self.data, self.batch, self.rows):
+            noisy = self.apply_noise(
+                x,
+                self.noise,
+                self.rows_of(y, index),
+                dtype=theta.dtype,
+                channels_last=True,
+                **self.view("stop", state["sweep"], index, crops=True),
+            )
+            with self.clock("network"), torch.no_grad():
+                self._correct += (theta(noisy).argmax(1) == y).sum()
+        error = 1 - int(self._correct) / len(self.rows)
+        self._correct.zero_()
+        return error
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The same function, its time counted under `name`."""
@@ -179,7 +226,7 @@ class Run:
         error = 100 * history[-1]["error"]
         warning = "the surrogate had not learnt the noisy pictures when the sweeps ran out"
         return Perturbation(
-            self.noise,
+            self._spread(),
             c.mode,
             c.eps,
             history,
@@ -192,6 +239,14 @@ class Run:
             **more,
         )
 
+    def _spread(self) -> Tensor:
+        """The noise at the size of the pictures."""
+        _, h, w = self.data.shape
+        rows, columns = (
+            torch.arange(side, device=self.noise.device) // self.config.grain for side in (h, w)
+        )
+        return self.noise.index_select(2, rows).index_select(3, columns)
+
     def _snapshot(self) -> tuple[dict[str, Tensor], dict]:
         tensors = {"noise": self.noise, **pack(self.theta.model, self.theta.optimizer)}
         return tensors, {**self.state, "correct": int(self._correct)}
@@ -201,6 +256,12 @@ class Run:
         info = {"error": history[-1]["error"]} if history else {}
         self.progress(f"sweep {self.state['sweep'] + 1}, {phase}", done, total, info)
         self.checkpoint.tick(self._snapshot)
+
+
+@functools.cache
+def crop_seed(seed: int, use: str) -> int:
+    """Of the crops of one use: the surrogate's training, the noise steps, the stop rule."""
+    return int(keyed.keyed_generator(seed, f"crops {use}").integers(2**63))
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,0 +1,223 @@
+"""Does a setting protect, on every seed? `python -m bench.protection TRAIN TEST --setting
+mode=class,grain=4 --seeds 0-9 --per-class 500 --victims resnet10-w16,cnn,vgg11-w8`.
+
+For each seed: noise for the first `--per-class` pictures of each class, pictures as they would be
+written, and victims trained on them with crop and flip (10 epochs; `resnet10-w16*3` trains three
+times as long). Each victim is one row, appended to bench/results/protection.csv as soon as it is
+there; a row that is there already is not trained again, so a killed run goes on and several may
+share the file. `--setting clean` and `--setting random-class` are what to compare with.
+
+`best` is the accuracy on all clean test pictures at the victim's best epoch, which only an oracle
+knows: the strictest reading. `stopped` is what an adversary gets who picks the epoch on one half of
+them, on the other half. `--after jpeg10` treats pictures before the victim sees them. The table
+printed at the end shows the worst seed of each setting; `--table` only prints it.
+"""
+
+import argparse
+import csv
+import io
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from bench.ops import facts
+from fastue.countermeasures.grayscale import grayscale
+from fastue.data.dataset import ImageDataset
+from fastue.data.sources import open_dataset
+from fastue.methods import configure, get
+from fastue.models.training import resolve_device
+from fastue.protocol.arms import ARMS, arm_pictures
+from fastue.victims.train import VictimConfig, fit, stopped
+
+RESULTS = Path(__file__).parent / "results" / "protection.csv"
+CELL = ("setting", "per_class", "seed", "victim", "epochs", "after")
+FIELDS = (
+    *CELL, "final", "stopped", "best", "best_epoch", "sweeps", "error", "search_s", "victim_s", "pictures", "device",
+    "threads", "load", "torch", "fastue", "commit", "time",
+)  # fmt: skip
+
+
+def each(picture: Callable[[Image.Image], Image.Image]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """One Pillow operation for pictures uint8 [N,3,H,W]."""
+
+    def pictures(images: torch.Tensor) -> torch.Tensor:
+        pixels = images.permute(0, 2, 3, 1).numpy()
+        changed = np.stack([np.asarray(picture(Image.fromarray(p))) for p in pixels])
+        return torch.from_numpy(changed).permute(0, 3, 1, 2)
+
+    return pictures
+
+
+def jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
+    def encoded(picture: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=quality)
+        return Image.open(file)
+
+    return encoded
+
+
+def half_size(picture: Image.Image) -> Image.Image:
+    small = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
+    return small.resize(picture.size, Image.Resampling.BICUBIC)
+
+
+# What is done to the training pictures; test pictures stay as they are.
+AFTER = {
+    "none": lambda images: images,
+    "grayscale": lambda images: grayscale(images, None, 0).contiguous(),
+    "jpeg75": each(jpeg(75)),
+    "jpeg10": each(jpeg(10)),
+    "blur1": each(lambda picture: picture.filter(ImageFilter.GaussianBlur(1))),
+    "half-size": each(half_size),
+}
+
+
+def protected(setting: str, data: ImageDataset, seed: int) -> tuple[ImageDataset, dict]:
+    """The training pictures under a setting, and how the search for the noise went."""
+    method, _, rest = setting.partition(":") if ":" in setting else ("emn", "", setting)
+    values = dict(word.split("=") for word in rest.split(",") if word)
+    if setting in ARMS:
+        budget = configure("emn", {}).budget
+        return arm_pictures(setting, seed, data, data, budget), {}
+    config = configure(method, {**values, "seed": seed}).on(data.device)
+    start = time.perf_counter()
+    result = get(method).make(data, config)
+    seconds = time.perf_counter() - start
+    history = result.history
+    search = {
+        "sweeps": len(history),
+        "error": f"{history[-1]['error']:.4f}" if history else "",
+        "search_s": f"{seconds:.1f}",
+    }
+    return replace(data, images=result.apply(data.images, data.labels)), search
+
+
+def rows_of(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: dict) -> None:
+    """In one write, so that several processes may append."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerow(row)
+    with open(path, "a") as file:
+        file.write(text.getvalue())
+
+
+def run(given, train: ImageDataset, test: ImageDataset) -> None:
+    picked = [(train.labels == k).nonzero()[: given.per_class, 0] for k in range(train.num_classes)]
+    data = train.subset(torch.cat(picked)).to(given.device)
+    test = test.to(given.device)
+    common = {"per_class": given.per_class, "pictures": len(data), "device": given.device.type}
+    for seed in given.seeds:
+        for setting in given.setting:
+            pictures: ImageDataset | None = None
+            for victim in given.victims:
+                arch, _, times = victim.partition("*")
+                epochs = given.epochs * int(times or 1)
+                for after in given.after:
+                    cell = {**common, "setting": setting, "seed": seed, "victim": arch}
+                    cell |= {"epochs": epochs, "after": after}
+                    key = tuple(str(cell[name]) for name in CELL)
+                    if key in {tuple(r[name] for name in CELL) for r in rows_of(given.results)}:
+                        continue
+                    if pictures is None:
+                        pictures, search = protected(setting, data, seed)
+                    start = time.perf_counter()
+                    # Another seed than the noise's: the adversary does not know it.
+                    shown = replace(pictures, images=AFTER[after](pictures.images))
+                    config = VictimConfig(arch=arch, epochs=epochs)
+                    _, curves = fit(shown, test, config, seed=1000 + seed)
+                    accuracy = curves["accuracy"]
+                    figures = {
+                        "final": accuracy[-1],
+                        "stopped": stopped(curves)[0],
+                        "best": max(accuracy),
+                        "best_epoch": accuracy.index(max(accuracy)) + 1,
+                        "victim_s": f"{time.perf_counter() - start:.1f}",
+                    }
+                    known = {name: v for name, v in facts(given.device).items() if name in FIELDS}
+                    row = {**known, **cell, **search, **figures}
+                    row["load"] = f"{os.getloadavg()[0]:.1f}"
+                    append(given.results, row)
+                    print({name: row[name] for name in (*CELL, *search, *figures)}, flush=True)
+
+
+def table(rows: list[dict]) -> str:
+    """The worst seed of each setting, and clean training beside it, as Markdown."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        name = tuple(row[k] for k in ("setting", "per_class", "victim", "epochs", "after"))
+        groups.setdefault(name, []).append(row)
+    clean = {name[1:]: rows for name, rows in groups.items() if name[0] == "clean"}
+    lines = [
+        "| setting | pictures a class | victim | epochs | after | seeds | best epoch: worst seed "
+        "| mean | final: worst | clean: best epoch, lowest seed | sweeps |",
+        "|" + "---|" * 11,
+    ]
+    for name, members in sorted(groups.items()):
+        best = [float(row["best"]) for row in members]
+        worst = members[best.index(max(best))]
+        beside = clean.get(name[1:])
+        sweeps = [int(row["sweeps"]) for row in members if row["sweeps"]]
+        cells = (
+            *name,
+            str(len(members)),
+            f"**{max(best):.1f}** (seed {worst['seed']})",
+            f"{sum(best) / len(best):.1f}",
+            f"{max(float(row['final']) for row in members):.1f}",
+            f"{min(float(row['best']) for row in beside):.1f}" if beside else "-",
+            f"{min(sweeps)} to {max(sweeps)}" if sweeps else "-",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def numbers(text: str) -> list[int]:
+    """`0-9` or `2,7,11`."""
+    first, dash, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if dash else [int(n) for n in text.split(",")]
+
+
+def words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("train", nargs="?", help="pictures to protect: whatever fastue opens")
+    parser.add_argument("test", nargs="?", help="clean pictures of the same classes")
+    parser.add_argument(
+        "--setting", action="append", help="flags of fastue protect, mode=class,grain=4; repeatable"
+    )
+    parser.add_argument("--seeds", type=numbers, default=[0], help="0-9 or 2,7,11")
+    parser.add_argument("--per-class", type=int, default=500)
+    parser.add_argument("--victims", type=words, default=["resnet10-w16"])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--after", type=words, default=["none"], help=", ".join(AFTER))
+    parser.add_argument("--device", type=resolve_device, default="auto")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only print the rows there are")
+    given = parser.parse_args()
+    if not given.table:
+        if given.test is None or not given.setting:
+            parser.error("name TRAIN, TEST and a --setting, or --table")
+        run(given, open_dataset(given.train), open_dataset(given.test))
+    print(table(rows_of(given.results)))
+
+
+if __name__ == "__main__":
+    main()
