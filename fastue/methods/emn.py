@@ -77,6 +77,8 @@ class EMNConfig(Config):
         None, "size of a noise step", parse=pixels, check=ABOVE_0, shown="the recipe's, 0.8/255"
     )
     max_sweeps: int = flag(100, "give up after this many", parse=whole, check=ABOVE_0)
+    # The stop rule is not looked at before; `fastue protect` raises it where its check fails.
+    min_sweeps: int = flag(0, parse=whole, recorded=False)
     compat: str = flag("none", "repeat a public code's bug", choices=COMPATS, recorded=False)
     precision: str = flag(
         "auto",

@@ -57,6 +57,8 @@ class Surrogate:
         return input_gradient(self.frozen, noisy, y)
 
     def finished(self, history: list[dict]) -> bool:
+        if len(history) < getattr(self.config, "min_sweeps", 0):
+            return False
         recent = [entry["error"] for entry in history[-self.config.stop_sweeps :]]
         return len(recent) == self.config.stop_sweeps and max(recent) <= self.config.stop_error
 
@@ -114,7 +116,8 @@ class Run:
     def goes_on(self) -> bool:
         """Whether another round is due; tells theta that it begins."""
         history = self.state["history"]
-        if self.state["sweep"] >= self.config.max_sweeps or self.theta.finished(history):
+        most = max(self.config.max_sweeps, getattr(self.config, "min_sweeps", 0))
+        if self.state["sweep"] >= most or self.theta.finished(history):
             return False
         self.theta.begin(history)
         return True
@@ -173,7 +176,11 @@ class Run:
         return call
 
     def result(self, **more) -> Perturbation:
-        """The noise as it stands; `more` are further fields of the Perturbation."""
+        """The noise as it stands; `more` are further fields of the Perturbation.
+
+        The last snapshot is complete, so that a longer search can go on from here.
+        """
+        self.checkpoint.save(self._snapshot)
         c, history = self.config, self.state["history"]
         converged = self.theta.finished(history)
         error = 100 * history[-1]["error"]
