@@ -22,6 +22,7 @@ from fastue.victims.train import VictimConfig, train_victim
 
 ARCH, OTHER_ARCH = "vgg11-w8", "cnn-w16"  # the other one where the surrogate is of ARCH's family
 EPOCHS = 6
+STEPS = 35  # of an epoch, at least: where there are few pictures, batches are smaller
 PER_CLASS, CLASSES = 500, 10  # pictures drawn at most, so that the cost does not grow with the data
 HELD_OUT = 0.1
 # The clean victim has to learn so many points above chance, and so many standard deviations of
@@ -92,8 +93,8 @@ def check_protection(
     A function of the data, the noise, the config and the number of threads. `before` is what came
     of an earlier check of the same pictures: an equal victim is not trained on the originals again.
     """
-    victim, seed = _victim(config)
     rows, held = draw(data.labels, config.seed)
+    victim, seed = _victim(config, len(rows))
     about = CheckResult(victim.arch, seed, victim.epochs, len(rows), len(held), 0.0, 0.0, 0.0)
     if not len(rows):
         return about
@@ -134,8 +135,8 @@ def draw(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 def seconds(data: ImageDataset, config: Config) -> float:
     """How long a check takes, about: an epoch of a few batches is timed."""
-    victim, seed = _victim(config)
     rows, held = draw(data.labels, config.seed)
+    victim, seed = _victim(config, len(rows))
     if not len(rows):
         return 0.0
     few = _part(data, rows[: 3 * victim.batch])
@@ -144,13 +145,14 @@ def seconds(data: ImageDataset, config: Config) -> float:
     return (time.perf_counter() - start) * 2 * victim.epochs * len(rows) / len(few)
 
 
-def _victim(config: Config) -> tuple[VictimConfig, int]:
+def _victim(config: Config, pictures: int) -> tuple[VictimConfig, int]:
     """A victim of another architecture than the surrogate's, and a seed other than the method's."""
     surrogate = getattr(config, "arch", "").rpartition(":")[2]
     arch = OTHER_ARCH if surrogate.startswith(ARCH.partition("-")[0]) else ARCH
     precision = "bf16" if getattr(config, "precision", "") == "bf16" else "float32"
     seed = int(keyed_generator(config.seed, "check-victim").integers(1 << 31))
-    return VictimConfig(arch=arch, epochs=EPOCHS, precision=precision), seed
+    batch = min(VictimConfig.batch, max(16, pictures // STEPS))
+    return VictimConfig(arch=arch, epochs=EPOCHS, batch=batch, precision=precision), seed
 
 
 def _part(data: ImageDataset, rows: Tensor) -> ImageDataset:
