@@ -37,6 +37,9 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=30.0, help="time between snapshots"
     )
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not try the noise on a small victim"
+    )
     parser.add_argument("--profile", action="store_true", help="print where the time went")
     parser.add_argument("--plan", action="store_true", help="print time, memory and disk, and stop")
     parser.add_argument(
@@ -93,6 +96,7 @@ def run(args) -> int:
         args.out,
         args.method,
         device=args.device,
+        check=not args.no_check,
         plan=args.plan,
         size=args.size,
         labels=args.labels,
@@ -107,17 +111,25 @@ def run(args) -> int:
     if result.plan:
         print(result.plan)
         return 0
-    noise = result.perturbation
+    noise, holds = result.perturbation, result.check.holds if result.check else True
     if noise is None:
         print(f"{args.out} already holds this result; nothing to do (fastue verify checks it)")
-        return 0
-    print(f"{noise.summary}, {result.seconds:.0f} s")
-    if args.profile:
-        print(clock.text())
-    if noise.warning:
-        print(f"warning: {noise.warning}")
-    print(
-        f"Written: {args.out}/images (publish this), manifest.json, preview.png; "
-        "keep noise/ to yourself"
-    )
-    return 0
+    else:
+        print(f"{noise.summary}, {result.seconds:.0f} s")
+        if args.profile:
+            print(clock.text())
+        if noise.warning:
+            print(f"warning: {noise.warning}")
+        print(
+            f"Written: {args.out}/images (publish this), manifest.json, preview.png; "
+            "keep noise/ to yourself"
+        )
+    if holds is None:
+        print("warning: not checked, the small victim learns too little; try fastue attack")
+    if holds is False:
+        print(
+            f"this does not protect: a small victim trained on the protected pictures reaches "
+            f"{result.check.reached:.0f} %, {result.check.clean:.0f} % on clean ones "
+            f"(chance {result.check.chance:.0f} %); do not publish them"
+        )
+    return 1 if holds is False else 0

@@ -1,15 +1,18 @@
 """What a run will take, before it starts: the method says how long, the rest is arithmetic."""
 
 from fastue.data.dataset import ImageDataset
-from fastue.methods.base import Config, Method
+from fastue.methods.base import Config, Method, duration
+from fastue.protocol.check import seconds as check_seconds
 
 
-def plan(data: ImageDataset, method: Method, config: Config) -> str:
+def plan(data: ImageDataset, method: Method, config: Config, *, check: bool = True) -> str:
     """Time, memory and disk of the method on `data` (on the device of `data`), as text."""
     pixels = data.images[0].numel()
     bank = (len(data) if config.mode == "sample" else data.num_classes) * pixels
     pictures = _bytes(len(data) * pixels)
     seconds = method.plan(data, config) if method.plan else "not known before"
+    if check:
+        seconds += f"; {duration(check_seconds(data, config))} a check"
     return (
         f"time    {seconds}\n"
         f"memory  {pictures} pictures and {_bytes(4 * bank)} noise, besides a network\n"

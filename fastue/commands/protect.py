@@ -21,19 +21,22 @@ import torch
 
 from fastue import methods
 from fastue.commands.plan import plan as plan_text
+from fastue.commands.search import Attempt, search
 from fastue.core import info
 from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
+from fastue.data import visibility
 from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, writing
 from fastue.data.dataset import ImageDataset
 from fastue.data.layout import MANIFEST, RUN_FILE, SURROGATE_FILE
 from fastue.data.preview import preview_of
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore, tidy
-from fastue.data.writers import write_folder
-from fastue.methods.base import Checkpointer, Config, Perturbation, silent
+from fastue.data.writers import protected_pictures, write_folder
+from fastue.methods.base import Config, Perturbation, silent
 from fastue.models import saved
 from fastue.models.training import resolve_device
+from fastue.protocol.check import CheckResult
 
 
 @dataclass
@@ -44,6 +47,7 @@ class ProtectResult:
     perturbation: Perturbation | None = None  # None: it was all there already, or only a plan
     seconds: float = 0.0
     plan: str = ""  # time, memory and disk, where only these were asked for
+    check: CheckResult | None = None  # None: not checked
 
     @property
     def converged(self) -> bool | None:
@@ -57,6 +61,7 @@ def protect(
     method: str = "emn",
     *,
     device: str | torch.device = "auto",
+    check: bool = True,
     plan: bool = False,
     size: int | None = None,
     labels: str | os.PathLike[str] | None = None,
@@ -74,6 +79,9 @@ def protect(
     method    emn, pue or lsp; `settings` are its flags, with underscores for hyphens: mode="class",
               eps=8/255, seed=1
     device    auto, cpu, cuda, cuda:1
+    check     train a small victim on a part of the protected pictures, and on its originals; where
+              it learns more than half of what those teach, the search goes on with more sweeps,
+              then with stronger settings. `.check` of the result says what came of it in the end
     plan      only say what it will take, in `.plan` of the result
     size      resize the shorter side to this and cut out the centre
     labels    a CSV table of `file,class` lines for a folder that is not sorted into classes
@@ -98,10 +106,9 @@ def protect(
     )
     kind.check(data, config)
     if plan:
-        return ProtectResult(out, plan=plan_text(data.to(where), kind, config))
+        return ProtectResult(out, plan=plan_text(data.to(where), kind, config, check=check))
     for warning in config.warnings():
         tell(f"warning: {warning}")
-    checkpoint = Checkpointer(out / "work", checkpoint_seconds)
     arguments = {
         "method": method,
         "config": config.record(),
@@ -109,6 +116,7 @@ def protect(
         "size": size,
         "device": where.type,
         "source_fingerprint": data.fingerprint(),
+        "check": check,
     }
     perturbation = None
     with _claimed(out):
@@ -120,15 +128,28 @@ def protect(
             torch.set_num_threads(run["threads"])
             free_space_check(out, _bytes_needed(data, config))
             clock = clock or Clock()
-            perturbation = kind.make(
-                data.to(where), config, checkpoint=checkpoint, clock=clock, progress=progress
+            best, attempts = search(
+                data.to(where),
+                kind,
+                config,
+                out / "work",
+                check=run.get("check", False),
+                every=checkpoint_seconds,
+                clock=clock,
+                progress=progress,
+                tell=tell,
             )
+            perturbation = best.noise
             with clock("store"):
-                _write(out, data, config, perturbation, progress)
+                _write(out, data, best, attempts, progress)
         shutil.rmtree(out / "work", ignore_errors=True)
+        manifest = NoiseStore.open(out, shards=False).manifest
+        checked = CheckResult.of(manifest["check"]) if "check" in manifest else None
         if perturbation or not (out / "preview.png").exists():
-            preview_of(out, data)
-    return ProtectResult(out, perturbation, time.perf_counter() - start)
+            preview_of(out, data, caption=[checked.text()] if checked else [])
+    if "visibility" in manifest:
+        tell(visibility.text(manifest["visibility"]))
+    return ProtectResult(out, perturbation, time.perf_counter() - start, check=checked)
 
 
 def _opened(source, size: int | None, labels, skip_bad: bool) -> ImageDataset:
@@ -142,16 +163,23 @@ def _opened(source, size: int | None, labels, skip_bad: bool) -> ImageDataset:
 
 
 def _write(
-    out: Path, data: ImageDataset, config: Config, result: Perturbation, progress: Callable
+    out: Path, data: ImageDataset, best: Attempt, attempts: list[dict], progress: Callable
 ) -> None:
     """Everything but the checkpoints; the manifest comes last."""
-    noise = result.quantised()
+    config, result = best.config, best.noise
+    noise, rows = result.quantised(), result.rows(data.labels)
+    some = visibility.sample(len(data), config.seed)
+    clean = data.images[some]
+    protected = protected_pictures(clean, noise, rows[some], change=result.change)
     header = {
         "method": config.method,
         "config": config.record(),
         "compat": config.compat,
         "history": result.history,
+        "visibility": visibility.measure(clean, protected),
     }
+    if best.check:
+        header["check"] = {**best.check.record(), "attempts": attempts}
     store = NoiseStore.create(
         out,
         data,
@@ -167,7 +195,7 @@ def _write(
         out / "images",
         data,
         noise,
-        result.rows(data.labels),
+        rows,
         change=result.change,
         progress=lambda done, total: progress("write", done, total, {}),
     )
@@ -206,6 +234,8 @@ def _begin(out: Path, arguments: dict, source: str) -> dict:
     except ValueError as error:
         raise UsageError(f"{path}: damaged ({error}); name a new --out") from error
     before = _flat(run)
+    if "check" not in before:  # of an earlier version: it goes on as it began, unchecked
+        arguments = {name: value for name, value in arguments.items() if name != "check"}
     for name, value in _flat(arguments).items():
         if before.get(name) != value:
             raise UsageError(
@@ -243,9 +273,9 @@ def _claimed(out: Path) -> Iterator[None]:
 
 
 def _bytes_needed(data: ImageDataset, config: Config) -> int:
-    """An upper estimate of the disk a run takes: pictures, noise, and two checkpoints of the
-    working state.
+    """An upper estimate of the disk a run takes: pictures, noise, two checkpoints of the working
+    state, and the noise of the best attempt.
     """
     rows = len(data) if config.mode == "sample" else data.num_classes
     pixels = data.images[0].numel()
-    return len(data) * (pixels + 1024) + rows * pixels * (1 + 2 * 4) + (64 << 20)
+    return len(data) * (pixels + 1024) + rows * pixels * (1 + 3 * 4) + (64 << 20)

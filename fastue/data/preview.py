@@ -1,13 +1,15 @@
 """Pictures of a protection: clean, noise around grey, protected, difference x10."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastue.data import visibility
 from fastue.data.atomic import atomic_write_bytes
 from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset
@@ -17,8 +19,15 @@ from fastue.data.store import NoiseStore
 COLUMNS = ("clean", "noise", "protected", "difference x10")
 
 
-def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128) -> Image.Image:
-    """A labelled grid, one row a picture. clean and protected are uint8 [R,C,H,W].
+def preview_grid(
+    clean: Tensor,
+    protected: Tensor,
+    levels: int,
+    cell: int = 128,
+    caption: Sequence[str] = (),
+) -> Image.Image:
+    """A labelled grid, one row a picture, and lines of text below. clean and protected are uint8
+    [R,C,H,W].
 
     The noise is drawn around grey so that +-budget is white and black; the difference is
     |protected - clean| x 10.
@@ -29,9 +38,12 @@ def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128)
     gap, title = 4, 18
     height, width = clean.shape[2:]
     size = (max(1, cell * width // max(height, width)), max(1, cell * height // max(height, width)))
-    grid_size = (4 * (size[0] + gap) + gap, title + len(clean) * (size[1] + gap))
-    grid = Image.new("RGB", grid_size, "white")
+    width_all, bottom = 4 * (size[0] + gap) + gap, title + len(clean) * (size[1] + gap)
+    lines = [part for line in caption for part in _wrapped(line, width_all - 2 * gap)]
+    grid = Image.new("RGB", (width_all, bottom + title * len(lines)), "white")
     draw = ImageDraw.Draw(grid)
+    for number, line in enumerate(lines):
+        draw.text((gap, bottom + title * number + 1), line, fill="black")
     for c, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
         left = gap + c * (size[0] + gap)
         draw.text((left, 3), name, fill="black")
@@ -44,10 +56,24 @@ def preview_grid(clean: Tensor, protected: Tensor, levels: int, cell: int = 128)
     return grid
 
 
-def preview_of(directory: Path, originals: ImageDataset, rows: int = 8) -> Path:
+def _wrapped(line: str, width: int) -> list[str]:
+    """The line in parts that are at most `width` pixels wide in the font of the drawing."""
+    font, lines = ImageFont.load_default(), [""]
+    for word in line.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def preview_of(
+    directory: Path, originals: ImageDataset, rows: int = 8, caption: Sequence[str] = ()
+) -> Path:
     """Write directory/preview.png: up to `rows` written pictures beside their originals.
 
-    One of each class comes first.
+    One of each class comes first. Below stand `caption` and how visible the change is.
     """
     manifest = NoiseStore.open(directory, checksums=False).manifest
     labels = originals.labels.cpu()
@@ -58,8 +84,10 @@ def preview_of(directory: Path, originals: ImageDataset, rows: int = 8) -> Path:
     clean, levels = originals.images[chosen].cpu(), manifest["levels"]
     if Budget.of(manifest).norm != "linf":  # no bound on a single value: drawn to what is there
         levels = int((written.int() - clean.int()).abs().max())
+    if "visibility" in manifest:
+        caption = [visibility.text(manifest["visibility"]), *caption]
     buffer = io.BytesIO()
-    preview_grid(clean, written, levels).save(buffer, "PNG")
+    preview_grid(clean, written, levels, caption=caption).save(buffer, "PNG")
     path = directory / "preview.png"
     atomic_write_bytes(path, buffer.getvalue())
     return path

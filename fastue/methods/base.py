@@ -166,6 +166,12 @@ class Config:
         """What a person should hear before the run."""
         return []
 
+    def stronger(self) -> Config | None:
+        """The setting to try next where the noise of this one does not protect; None: there is
+        none.
+        """
+        return None
+
 
 def _checked(value: Any, about: Any) -> Any:
     """The value of a field, parsed, or a UsageError that goes on after `--name value: `."""
@@ -229,13 +235,17 @@ class Perturbation:
 
         return labels if self.per == "class" else torch.arange(len(labels), device=labels.device)
 
-    def apply(self, images: Tensor, labels: Tensor) -> Tensor:
+    def apply(self, images: Tensor, labels: Tensor, only: Tensor | None = None) -> Tensor:
         """The protected pictures of those the noise was made for, uint8 [N,C,H,W], as they would be
-        written.
+        written; `only` (int64) picks some of them.
         """
         from fastue.data.writers import protected_pictures
 
-        return protected_pictures(images, self.quantised(), self.rows(labels), change=self.change)
+        rows = self.rows(labels)
+        if only is not None:
+            only = only.to(images.device)
+            images, rows = images[only], rows[only]
+        return protected_pictures(images, self.quantised(), rows, change=self.change)
 
 
 class Checkpointer:
@@ -256,9 +266,14 @@ class Checkpointer:
         return checkpoint.load(self.folder) if self.folder else None
 
     def tick(self, snapshot: Callable[[], tuple[dict[str, Tensor], dict]]) -> None:
+        if time.monotonic() - self._last >= self.seconds:
+            self.save(snapshot)
+
+    def save(self, snapshot: Callable[[], tuple[dict[str, Tensor], dict]]) -> None:
+        """Now, however short ago the last one was: for the end of a search that may go on later."""
         from fastue.data import checkpoint
 
-        if self.folder and time.monotonic() - self._last >= self.seconds:
+        if self.folder:
             checkpoint.save(self.folder, *snapshot())
             self._last = time.monotonic()
 

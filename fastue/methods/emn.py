@@ -86,6 +86,8 @@ class EMNConfig(Config):
     )
     crops: bool = flag(False, "search under random crops and flips: slower", before=False)
     max_sweeps: int = flag(100, "give up after this many", parse=whole, check=ABOVE_0)
+    # The stop rule is not looked at before; `fastue protect` raises it where its check fails.
+    min_sweeps: int = flag(0, parse=whole, recorded=False)
     compat: str = flag("none", "repeat a public code's bug", choices=COMPATS, recorded=False)
     precision: str = flag(
         "auto",

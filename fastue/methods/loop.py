@@ -61,6 +61,8 @@ class Surrogate:
 
     def finished(self, history: list[dict]) -> bool:
         c, recent = self.config, history[-self.config.stop_sweeps :]
+        if len(history) < c.min_sweeps:
+            return False
         errors = [max(entry["error"], entry.get("error_cropped", 0)) for entry in recent]
         return len(errors) == c.stop_sweeps and max(errors) <= c.stop_error
 
@@ -120,7 +122,8 @@ class Run:
     def goes_on(self) -> bool:
         """Whether another round is due; tells theta that it begins."""
         history = self.state["history"]
-        if self.state["sweep"] >= self.config.max_sweeps or self.theta.finished(history):
+        most = max(self.config.max_sweeps, self.config.min_sweeps)
+        if self.state["sweep"] >= most or self.theta.finished(history):
             return False
         self.theta.begin(history)
         return True
@@ -220,7 +223,11 @@ class Run:
         return call
 
     def result(self, **more) -> Perturbation:
-        """The noise as it stands; `more` are further fields of the Perturbation."""
+        """The noise as it stands; `more` are further fields of the Perturbation.
+
+        The last snapshot is complete, so that a longer search can go on from here.
+        """
+        self.checkpoint.save(self._snapshot)
         c, history = self.config, self.state["history"]
         converged = self.theta.finished(history)
         error = 100 * history[-1]["error"]

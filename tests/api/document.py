@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fastue
 from fastue import methods, ops
+from fastue.protocol.check import CheckResult
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "API.md"
@@ -32,7 +33,7 @@ SECTIONS = {
 
 def page() -> str:
     parts = [HEAD]
-    results: dict[str, type] = {}
+    results: dict[str, type] = {"CheckResult": CheckResult}  # of ProtectResult.check
     for title, names in SECTIONS.items():
         parts.append(f"## {title}\n")
         for name in names:

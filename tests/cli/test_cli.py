@@ -11,7 +11,7 @@ from fastue.cli import main
 from fastue.cli.parse import seeds
 from fastue.methods.base import pixels
 
-SMALL = ["--arch", "cnn-w8", "--steps", "2", "--precision", "float32"]
+SMALL = ["--arch", "cnn-w8", "--steps", "2", "--precision", "float32", "--no-check"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,9 @@ def test_plan_writes_nothing(tiny_folder, tmp_path, capsys):
 
 def test_config_file_and_flags_that_win(tiny_folder, tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text("mode: class\narch: cnn-w8\nsteps: 3\neps: 4/255\nprecision: float32\n")
+    config.write_text(
+        "mode: class\narch: cnn-w8\nsteps: 3\neps: 4/255\nprecision: float32\nno_check: true\n"
+    )
     command = [
         "protect",
         str(tiny_folder()),

@@ -17,6 +17,7 @@ from fastue.data.sources import open_dataset
 from fastue.protocol import cells
 
 PROTECT = ["--mode", "class", "--arch", "cnn-w8", "--steps", "2", "--precision", "float32"]
+PROTECT.append("--no-check")
 SHORT = {"arch": "cnn-w8", "epochs": 1, "batch": 16}
 
 

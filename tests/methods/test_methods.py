@@ -126,7 +126,7 @@ def test_a_new_method_has_its_flag_and_its_files(toy, tiny_folder, tmp_path, cap
     from fastue.cli import main
 
     out = str(tmp_path / "P")
-    command = ["protect", str(tiny_folder()), "--out", out, "--method", "grey", "--mode", "class"]
+    command = ["protect", str(tiny_folder()), "--out", out, "--method", "grey", "--no-check"]
     assert main([*command, "--plan"]) == 0 and "not known before" in capsys.readouterr().out
     assert main([*command, "--depth", "5"]) == 0 and "drawn" in capsys.readouterr().out
     assert main(["verify", out, "--source", str(tmp_path / "source")]) == 0
