@@ -35,7 +35,9 @@ models = lazy("fastue.models")
 ops = lazy("fastue.ops")
 training = lazy("fastue.models.training")
 
-CROP_PAD = 4  # pixels of border that crops may show, as in the victims' training
+# Crops show up to this share of a side as border: 4 pixels of 32, as in the victims' training.
+CROP_PAD = 1 / 8
+PATIENCE = 10  # sweeps
 
 
 class Surrogate:
@@ -59,12 +61,26 @@ class Surrogate:
         """For noise step `move` on the `number`-th batch of all sweeps: see input_gradient."""
         return input_gradient(self.frozen, noisy, y)
 
-    def finished(self, history: list[dict]) -> bool:
-        c, recent = self.config, history[-self.config.stop_sweeps :]
+    def judged(self, history: list[dict]) -> list[dict]:
+        """The sweeps that the stop rule looks at."""
+        return history
+
+    def learnt(self, history: list[dict]) -> bool:
+        """The stop rule: the noisy pictures look learnt, as they are and, where that was asked for,
+        cropped and mirrored."""
+        c, sweeps = self.config, self.judged(history)
         if len(history) < c.min_sweeps:
             return False
-        errors = [max(entry["error"], entry.get("error_cropped", 0)) for entry in recent]
-        return len(errors) == c.stop_sweeps and max(errors) <= c.stop_error
+        errors = [max(entry["error"], entry.get("error_cropped", 0)) for entry in sweeps]
+        return len(errors) >= c.stop_sweeps and max(errors[-c.stop_sweeps :]) <= c.stop_error
+
+    def finished(self, history: list[dict]) -> bool:
+        """Whether to stop: at the rule, or where the pictures have looked learnt for long but for
+        the crops. More sweeps change little then."""
+        c = self.config
+        errors = [entry["error"] for entry in self.judged(history)[-PATIENCE:]]
+        stuck = len(errors) == PATIENCE and max(errors) <= c.stop_error
+        return self.learnt(history) or (stuck and len(history) >= c.min_sweeps)
 
 
 def input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +180,8 @@ class Run:
         if not (c.crops if crops is None else crops):
             return {"grain": c.grain}
         crop = {"ids": index, "seed": crop_seed(c.seed, use), "epoch": number}
-        return {"grain": c.grain, **crop, "pad": CROP_PAD, "flip": True}
+        pad = round(CROP_PAD * min(self.data.shape[1:]))
+        return {"grain": c.grain, **crop, "pad": pad, "flip": True}
 
     def sweep_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
         """(pictures uint8, labels, rows of the pictures, number of the batch in all sweeps) of one
@@ -229,8 +246,9 @@ class Run:
         """
         self.checkpoint.save(self._snapshot)
         c, history = self.config, self.state["history"]
-        converged = self.theta.finished(history)
+        converged = self.theta.learnt(history)
         error = 100 * history[-1]["error"]
+        cropped = history[-1].get("error_cropped")
         warning = "the surrogate had not learnt the noisy pictures when the sweeps ran out"
         return Perturbation(
             self._spread(),
@@ -241,7 +259,8 @@ class Run:
             self.theta.model,
             c.arch,
             c.norm,
-            summary=f"{len(history)} sweeps, surrogate error on the noisy pictures {error:.2f} %",
+            summary=f"{len(history)} sweeps, surrogate error on the noisy pictures {error:.2f} %"
+            + ("" if cropped is None else f", cropped and mirrored {100 * cropped:.2f} %"),
             warning="" if converged else f"{warning}; try fastue attack",
             **more,
         )

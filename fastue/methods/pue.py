@@ -119,10 +119,10 @@ class SmoothedSurrogate(Surrogate):
         self.weights.restore()
         return total, self.right
 
-    def finished(self, history: list[dict]) -> bool:
-        """EMN's rule, over sweeps made under weight noise."""
+    def judged(self, history: list[dict]) -> list[dict]:
+        """Sweeps made under weight noise."""
         switch = _switch(history, self.config)
-        return switch is not None and super().finished(history[switch + 1 :])
+        return [] if switch is None else history[switch + 1 :]
 
     def _perturb(
         self, sigma: float, purpose: int, number: int, level: int, draw: int, draws: int

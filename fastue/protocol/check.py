@@ -21,7 +21,8 @@ from fastue.methods.base import Config, Perturbation, silent
 from fastue.victims.train import VictimConfig, train_victim
 
 ARCH, OTHER_ARCH = "vgg11-w8", "cnn-w16"  # the other one where the surrogate is of ARCH's family
-EPOCHS = 6
+EPOCHS = 4
+BATCH = 64
 STEPS = 35  # of an epoch, at least: where there are few pictures, batches are smaller
 PER_CLASS, CLASSES = 500, 10  # pictures drawn at most, so that the cost does not grow with the data
 HELD_OUT = 0.1
@@ -151,7 +152,7 @@ def _victim(config: Config, pictures: int) -> tuple[VictimConfig, int]:
     arch = OTHER_ARCH if surrogate.startswith(ARCH.partition("-")[0]) else ARCH
     precision = "bf16" if getattr(config, "precision", "") == "bf16" else "float32"
     seed = int(keyed_generator(config.seed, "check-victim").integers(1 << 31))
-    batch = min(VictimConfig.batch, max(16, pictures // STEPS))
+    batch = min(BATCH, max(16, pictures // STEPS))
     return VictimConfig(arch=arch, epochs=EPOCHS, batch=batch, precision=precision), seed
 
 

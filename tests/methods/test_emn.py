@@ -25,7 +25,9 @@ def test_noisy_pictures_look_learnt(tiny, mode):
         **{k: v for k, v in SMALL.items() if k != "max_sweeps"},
     )
     result = emn(data, config)
-    assert result.converged and max(entry["error"] for entry in result.history[-2:]) <= 0.01
+    assert max(entry["error"] for entry in result.history[-2:]) <= 0.01
+    # Mirrored, a class of this set looks like another one: no noise of a class survives that.
+    assert result.converged == (mode == "sample")
     assert result.noise.shape == ((160 if mode == "sample" else 4), 3, 12, 12)
     assert 0 < result.noise.abs().max() <= 8 / 255 + 1e-7
     # signed: the public code's writer loses one half
