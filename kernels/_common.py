@@ -397,7 +397,8 @@ SINGLY = ("noise", "grad", "x", "mask", "out")  # in the kernels that go through
 
 
 def views(dtype: torch.dtype, interleaved: bool, ids: torch.Tensor, side: int = 32):
-    """Banks for `example` and the last arguments of the ops, each way of looking at pictures."""
-    for grain, crop in ((1, True), (4, True), (4, False), (16, True)):
+    """For `launches`: banks for `example`, whether the next input is written, and the last
+    arguments of the ops."""
+    for grain, crop in ((1, True), (4, True), (16 if interleaved else 4, False)):
         bank = example(dtype, interleaved, side // grain)
-        yield bank, (ids if crop else None, 7, 1, 4, interleaved, grain)
+        yield bank, crop, (ids if crop else None, 7, 1, 4, interleaved, grain)

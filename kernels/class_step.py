@@ -190,5 +190,5 @@ def launches():
         other = _common.example(torch.uint8, not first)
         singly = ("x",) if first else ("noise", "grad")
         yield (noise, grad, other, y, 0.1, 0.1, False, *plain), singly
-        for noise, view in _common.views(torch.float32, first, y):
+        for noise, _, view in _common.views(torch.float32, first, y):
             yield (noise, grad, other, y, 0.1, 0.1, False, *view), _common.SINGLY

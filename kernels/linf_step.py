@@ -208,8 +208,8 @@ def launches():
             singly,
         )
         mask = _common.example(torch.bool, False, 8)[: 1 + number % 2, :1]
-        for noise, view in _common.views(bank, first, index):
+        for noise, shows, view in _common.views(bank, first, index):
             kept = mask if view[-1] == 4 else None
+            next_input = (out, three, three) if shows else (None, [], [])
             args = (noise, other, x, index, 0.1, 0.1, False, 1.0, kept)
-            yield (*args, None, [], [], *view), _common.SINGLY
-            yield (*args, out, three, three, *view), _common.SINGLY
+            yield (*args, *next_input, *view), _common.SINGLY
