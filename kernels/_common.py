@@ -6,6 +6,9 @@ any tensor has it, else in the planar order, so that neighbouring threads have n
 of every tensor; a planar tensor beside interleaved ones is `CROSSED`. The sizes of pictures are
 constants: a data set has one, and Triton sees what it is divisible by and makes vector accesses.
 Half precision becomes float32 right after the load: the interpreter's bf16 is garbage.
+
+Where pictures are seen cropped, or a value of the bank is shown on a block of pixels, a second
+kernel of an op counts the elements of the bank, and a thread goes through the pixels of its block.
 """
 
 import contextlib
@@ -32,6 +35,14 @@ def place(e, channel, pixel, area, CROSSED: tl.constexpr):
     if CROSSED:
         return channel * area + pixel
     return e
+
+
+@triton.jit
+def element(channel, pixel, area, C: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The way back from `channel_and_pixel`, and the offset in a tensor of that layout."""
+    if INTERLEAVED:
+        return pixel * C + channel
+    return channel * area + pixel
 
 
 @triton.jit
@@ -99,6 +110,149 @@ def philox(c0, c1, c2, c3, seed_low, seed_high):
         k0 = (k0.to(tl.uint64) + w0.to(tl.uint64)).to(tl.uint32)
         k1 = (k1.to(tl.uint64) + w1.to(tl.uint64)).to(tl.uint32)
     return c0, c1, c2, c3
+
+
+@triton.jit
+def window(ids_ptr, i, seed_low, seed_high, epoch, pad, CROP: tl.constexpr):
+    """Where the window on picture i starts, down and right in [-pad, pad], and whether it is
+    mirrored; without CROP it is the picture itself."""
+    if not CROP:
+        return 0, 0, False
+    word = tl.load(ids_ptr + i)
+    purpose = tl.full((), PURPOSE_CROP_FLIP, tl.uint32)
+    down, right, mirror, _ = philox(
+        word.to(tl.uint32), (word >> 32).to(tl.uint32), epoch.to(tl.uint32), purpose,
+        seed_low.to(tl.uint32), seed_high.to(tl.uint32),
+    )  # fmt: skip
+    choices = (2 * pad + 1).to(tl.uint64)
+    down = ((down.to(tl.uint64) * choices) >> 32).to(tl.int32) - pad
+    right = ((right.to(tl.uint64) * choices) >> 32).to(tl.int32) - pad
+    return down, right, (mirror >> 31) != 0
+
+
+@triton.jit
+def inside(row, column, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    return (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
+
+
+@triton.jit
+def source(row, column, down, right, mirrored, WIDTH: tl.constexpr, FLIP: tl.constexpr):
+    """Row and column of the picture that the window shows at (row, column); they may lie outside
+    of it."""
+    if FLIP:
+        column = tl.where(mirrored, WIDTH - 1 - column, column)
+    return row + down, column + right
+
+
+@triton.jit
+def shown(row, column, down, right, mirrored, WIDTH: tl.constexpr, FLIP: tl.constexpr):
+    """The way back: where the window shows (row, column) of the picture; maybe outside of it."""
+    row, column = row - down, column - right
+    if FLIP:
+        column = tl.where(mirrored, WIDTH - 1 - column, column)
+    return row, column
+
+
+@triton.jit
+def corner(pixel, WIDTH: tl.constexpr, GRAIN: tl.constexpr):
+    """Of pixel [BLOCK] of the bank: row and column of the first pixel of the picture that shows
+    it."""
+    wide: tl.constexpr = (WIDTH + GRAIN - 1) // GRAIN
+    return pixel // wide * GRAIN, pixel % wide * GRAIN
+
+
+@triton.jit
+def pixels(top, left, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, GRAIN: tl.constexpr):
+    """How many pixels the block at (top, left) has: fewer at the edge of the picture."""
+    high, wide = tl.minimum(HEIGHT - top, GRAIN), tl.minimum(WIDTH - left, GRAIN)
+    return (high * wide).to(tl.float32)
+
+
+@triton.jit
+def block_gradient(
+    grad_ptr,  # of the picture, as it was shown
+    channel, top, left, known,
+    down, right, mirrored,
+    C: tl.constexpr,
+    AREA: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GRAIN: tl.constexpr,
+    FLIP: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Sum over the pixels of a block, line by line; what the window does not show counts 0."""
+    height: tl.constexpr = AREA // WIDTH
+    total = tl.zeros_like(known.to(tl.float32))
+    for t in range(GRAIN * GRAIN):
+        row, column = top + t // GRAIN, left + t % GRAIN
+        visible = known & inside(row, column, height, WIDTH)
+        row, column = shown(row, column, down, right, mirrored, WIDTH, FLIP)
+        visible = visible & inside(row, column, height, WIDTH)
+        at = element(channel, row * WIDTH + column, AREA, C, INTERLEAVED)
+        total += tl.load(grad_ptr + at, mask=visible, other=0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def block_room(
+    x_ptr,  # of the picture
+    channel, top, left, known,
+    C: tl.constexpr,
+    AREA: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GRAIN: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """How much darker and how much brighter the pixel of a block with the most room can become."""
+    height: tl.constexpr = AREA // WIDTH
+    darker = tl.zeros_like(known.to(tl.float32))
+    brighter = darker
+    for t in range(GRAIN * GRAIN):
+        row, column = top + t // GRAIN, left + t % GRAIN
+        visible = known & inside(row, column, height, WIDTH)
+        at = element(channel, row * WIDTH + column, AREA, C, INTERLEAVED)
+        p = unit_pixel(tl.load(x_ptr + at, mask=visible, other=0))
+        darker = tl.maximum(darker, p)
+        brighter = tl.maximum(brighter, tl.where(visible, 1.0 - p, 0.0))
+    return darker, brighter
+
+
+@triton.jit
+def show_block(
+    out_ptr,  # of the picture
+    x_ptr,
+    n,  # the noise of a block
+    channel, top, left, known,
+    down, right, mirrored,
+    mean, inverse,  # of the channel
+    C: tl.constexpr,
+    AREA: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GRAIN: tl.constexpr,
+    CROP: tl.constexpr,
+    FLIP: tl.constexpr,
+    X_INTERLEAVED: tl.constexpr,
+    OUT_INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Write the block's pixels of the next input where the window shows them; and at the places
+    that the block has in the picture, what the window has there of the black border."""
+    height: tl.constexpr = AREA // WIDTH
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    for t in range(GRAIN * GRAIN):
+        row, column = top + t // GRAIN, left + t % GRAIN
+        real = known & inside(row, column, height, WIDTH)
+        if CROP:
+            above, beside = source(row, column, down, right, mirrored, WIDTH, FLIP)
+            black = tl.zeros_like(n) - mean
+            at = element(channel, row * WIDTH + column, AREA, C, OUT_INTERLEAVED)
+            border = real & (inside(above, beside, height, WIDTH) == 0)
+            tl.store(out_ptr + at, narrow(black * inverse, dtype), mask=border)
+        at = element(channel, row * WIDTH + column, AREA, C, X_INTERLEAVED)
+        p = unit_pixel(tl.load(x_ptr + at, mask=real, other=0))
+        v = (limit(p + n, 0.0, 1.0) - mean) * inverse
+        row, column = shown(row, column, down, right, mirrored, WIDTH, FLIP)
+        at = element(channel, row * WIDTH + column, AREA, C, OUT_INTERLEAVED)
+        tl.store(out_ptr + at, narrow(v, dtype), mask=real & inside(row, column, height, WIDTH))
 
 
 @triton.jit
@@ -189,6 +343,25 @@ def blocking(
     return {"BLOCK": block, "num_warps": block // (128 if few else 256)}
 
 
+def view(x, ids, seed, epoch, pad, flip, grain, unused: torch.Tensor) -> dict:
+    """The arguments of a kernel that say how pictures are seen; `unused` stands for ids that are
+    not there."""
+    crop = ids is not None
+    return dict(
+        ids_ptr=ids if crop else unused, seed_low=seed & 0xFFFFFFFF,
+        seed_high=seed >> 32 & 0xFFFFFFFF, epoch=epoch & 0xFFFFFFFF, pad=pad,
+        WIDTH=x.shape[3], GRAIN=grain, CROP=crop, FLIP=crop and flip,
+    )  # fmt: skip
+
+
+def block_elements(noise: torch.Tensor, most: int = 256) -> dict[str, int]:
+    """BLOCK and num_warps of a kernel that goes through blocks: two elements a thread, each of many
+    pixels."""
+    most = 8192 if interpreted() else most
+    block = min(most, max(64, triton.next_power_of_2(noise[0].numel())))
+    return {"BLOCK": block, "num_warps": block // 64}
+
+
 def interpreted() -> bool:
     """The interpreter pays by the program, so that blocks are large there."""
     return triton.knobs.runtime.interpret
@@ -218,3 +391,14 @@ def example(dtype: torch.dtype, interleaved: bool, side: int = 32) -> torch.Tens
     """[2, 3, side, side] for the kernels' `launches`, which are compiled without a GPU."""
     layout = torch.channels_last if interleaved else torch.contiguous_format
     return torch.zeros((2, 3, side, side), dtype=dtype).contiguous(memory_format=layout)
+
+
+SINGLY = ("noise", "grad", "x", "mask", "out")  # in the kernels that go through blocks
+
+
+def views(dtype: torch.dtype, interleaved: bool, ids: torch.Tensor, side: int = 32):
+    """For `launches`: banks for `example`, whether the next input is written, and the last
+    arguments of the ops."""
+    for grain, crop in ((1, True), (4, True), (16 if interleaved else 4, False)):
+        bank = example(dtype, interleaved, side // grain)
+        yield bank, crop, (ids if crop else None, 7, 1, 4, interleaved, grain)

@@ -6,27 +6,29 @@ import triton
 import triton.language as tl
 from fastue.kernels import _common
 from fastue.kernels._common import (
-    PURPOSE_CROP_FLIP,
     channel_and_pixel,
+    element,
+    inside,
     limit,
     narrow,
     of_channel,
-    philox,
     place,
+    source,
     unit_pixel,
+    window,
 )
 
 
 @triton.jit(do_not_specialize=["rows", "seed_low", "seed_high", "epoch", "pad"])
 def apply_noise_kernel(
     x_ptr,  # uint8 [B, C, H, W]
-    noise_ptr,  # float32 or int8 [rows, C, H, W]
+    noise_ptr,  # float32 or int8 [rows, C, ceil(H/GRAIN), ceil(W/GRAIN)]
     index_ptr,  # int64 [B]
     out_ptr,  # float [B, C, H, W]
-    ids_ptr,  # int64 [B]; unused without CROP
     rows,
     scale,
     mean0, mean1, mean2, inverse0, inverse1, inverse2,
+    ids_ptr,  # int64 [B]; unused without CROP
     seed_low, seed_high, epoch, pad,
     C: tl.constexpr,
     AREA: tl.constexpr,
@@ -37,6 +39,7 @@ def apply_noise_kernel(
     OUT_CROSSED: tl.constexpr,
     COMPACT: tl.constexpr,
     NORMALISE: tl.constexpr,
+    GRAIN: tl.constexpr,
     CROP: tl.constexpr,
     FLIP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -46,38 +49,33 @@ def apply_noise_kernel(
     height: tl.constexpr = AREA // WIDTH
     i = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = e < C * area
+    real = e < C * area
     channel, pixel = channel_and_pixel(e, area, C, INTERLEAVED)
-    source, from_pixel, visible = e, pixel, inside
+    origin, from_pixel, visible = e, pixel, real
+    row, column = pixel // width, pixel % width
     if CROP:
-        word = tl.load(ids_ptr + i)
-        purpose = tl.full((), PURPOSE_CROP_FLIP, tl.uint32)
-        down, right, mirror, _ = philox(
-            word.to(tl.uint32), (word >> 32).to(tl.uint32), epoch.to(tl.uint32), purpose,
-            seed_low.to(tl.uint32), seed_high.to(tl.uint32),
-        )  # fmt: skip
-        choices = (2 * pad + 1).to(tl.uint64)
-        down = ((down.to(tl.uint64) * choices) >> 32).to(tl.int32) - pad
-        right = ((right.to(tl.uint64) * choices) >> 32).to(tl.int32) - pad
-        column = pixel % width
-        if FLIP:
-            column = tl.where((mirror >> 31) != 0, width - 1 - column, column)
-        y, column = pixel // width + down, column + right
-        visible = inside & (y >= 0) & (y < height) & (column >= 0) & (column < width)
-        from_pixel = y * width + column
-        if INTERLEAVED:
-            source = from_pixel * C + channel
-        else:
-            source = channel * area + from_pixel
-    row = tl.load(index_ptr + i)
-    known = (row >= 0) & (row < rows)
-    at = row * (C * area) + place(source, channel, from_pixel, area, NOISE_CROSSED)
+        down, right, mirrored = window(ids_ptr, i, seed_low, seed_high, epoch, pad, CROP)
+        row, column = source(row, column, down, right, mirrored, width, FLIP)
+        visible = real & inside(row, column, height, width)
+        from_pixel = row * width + column
+        origin = element(channel, from_pixel, area, C, INTERLEAVED)
+    bank_row = tl.load(index_ptr + i)
+    known = (bank_row >= 0) & (bank_row < rows)
+    if GRAIN == 1:
+        bank_area: tl.constexpr = AREA
+        at = place(origin, channel, from_pixel, area, NOISE_CROSSED)
+    else:
+        wide: tl.constexpr = (WIDTH + GRAIN - 1) // GRAIN
+        bank_area: tl.constexpr = (height + GRAIN - 1) // GRAIN * wide
+        block = row // GRAIN * wide + column // GRAIN
+        at = element(channel, block, bank_area, C, INTERLEAVED and not NOISE_CROSSED)
+    at = bank_row * (C * bank_area) + at
     n = tl.load(noise_ptr + at, mask=visible & known, other=0).to(tl.float32)
     if COMPACT:
         n = n * scale
     here = i * (C * area)
     x = tl.load(
-        x_ptr + here + place(source, channel, from_pixel, area, X_CROSSED), mask=visible, other=0
+        x_ptr + here + place(origin, channel, from_pixel, area, X_CROSSED), mask=visible, other=0
     )
     v = limit(unit_pixel(x) + n, 0.0, 1.0)
     if CROP:
@@ -88,23 +86,21 @@ def apply_noise_kernel(
         )
     v = tl.where(known, v, float("nan"))
     at = here + place(e, channel, pixel, area, OUT_CROSSED)
-    tl.store(out_ptr + at, narrow(v, out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + at, narrow(v, out_ptr.dtype.element_ty), mask=real)
 
 
-def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip):
+def apply_noise(x, noise, index, out, mean, std, scale, ids, seed, epoch, pad, flip, grain):
     """Launch; the op's signature. Everything dense, x [B, C, H, W]."""
     _common.check_rows("apply_noise: index", index, noise.shape[0])
     if x.numel() == 0:
         return
     flags = _common.layout_flags(noise=noise, x=x, out=out)
-    blocking = _common.blocking(flags, noise, out, scattered=ids is not None)
+    blocking = _common.blocking(flags, noise, out, scattered=ids is not None or grain > 1)
     with _common.on_device_of(x):
         apply_noise_kernel[(x.shape[0], triton.cdiv(x[0].numel(), blocking["BLOCK"]))](
-            x, noise, index, out, index if ids is None else ids, noise.shape[0], scale,
-            *_common.normalisation(mean, std),
-            seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch & 0xFFFFFFFF, pad, **flags, WIDTH=x.shape[3],
-            COMPACT=not noise.is_floating_point(), NORMALISE=bool(mean), CROP=ids is not None, FLIP=flip,
-            **blocking, enable_fp_fusion=False,
+            x, noise, index, out, noise.shape[0], scale, *_common.normalisation(mean, std),
+            **_common.view(x, ids, seed, epoch, pad, flip, grain, index), **flags,
+            COMPACT=not noise.is_floating_point(), NORMALISE=bool(mean), **blocking, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -117,8 +113,11 @@ def launches():
     ):
         first = number % 2 == 0
         noise, x, out = (_common.example(t, first) for t in (bank, torch.uint8, dtype))
-        yield (x, noise, index, out, three, three, 1.0, None, 7, 0, 0, False), ()
-        yield (x, noise, index, out, [], [], 1.0, index, 7, 1, 4, first), ("x", "noise")
+        yield (x, noise, index, out, three, three, 1.0, None, 7, 0, 0, False, 1), ()
+        yield (x, noise, index, out, [], [], 1.0, index, 7, 1, 4, first, 1), ("x", "noise")
         other = _common.example(torch.uint8, not first)
         singly = ("x",) if first else ("noise", "out")
-        yield (other, noise, index, out, three, three, 1.0, None, 7, 0, 0, False), singly
+        yield (other, noise, index, out, three, three, 1.0, None, 7, 0, 0, False, 1), singly
+        coarse = _common.example(bank, first, 8)
+        yield (x, coarse, index, out, three, three, 1.0, None, 7, 0, 0, False, 4), ("noise",)
+        yield (x, coarse, index, out, three, three, 1.0, index, 7, 1, 4, first, 4), ("x", "noise")

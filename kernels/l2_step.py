@@ -1,14 +1,28 @@
 """l2_step in Triton. A program owns a small picture and keeps it in registers. A large picture is
 cut into pieces, a program each, and takes three launches: the sum of the gradient's squares, that
 of the stepped noise's squares, the step. They run over as many pictures as stay in the cache, so
-that memory is read once. Each piece stores its sum, and the sums are added up in a fixed order. The
-definition is fastue/ops/l2_step."""
+that memory is read once. Each piece stores its sum, and the sums are added up in a fixed order.
+Where pictures are cropped or the noise is coarse, it is the rows of the bank that are whole or cut.
+The definition is fastue/ops/l2_step."""
 
 import torch
 import triton
 import triton.language as tl
 from fastue.kernels import _common
-from fastue.kernels._common import channel_and_pixel, limit, narrow, of_channel, place, unit_pixel
+from fastue.kernels._common import (
+    block_gradient,
+    block_room,
+    channel_and_pixel,
+    corner,
+    limit,
+    narrow,
+    of_channel,
+    pixels,
+    place,
+    show_block,
+    unit_pixel,
+    window,
+)
 
 WHOLE = 4096  # elements of a picture for one program
 PIECE = 2048
@@ -30,6 +44,19 @@ def _length(squares, sums_ptr, PIECES: tl.constexpr, SLOTS: tl.constexpr):
 def _squares(v):
     wide = v.to(tl.float64)
     return tl.sum(wide * wide, 0)
+
+
+@triton.jit
+def _shown_squares(v, count):
+    """Of values that are shown on `count` pixels each."""
+    wide = v.to(tl.float64)
+    return tl.sum(wide * wide * count, 0)
+
+
+@triton.jit
+def _factor(length, step):
+    usable = (length > 0) & (length < float("inf"))  # no direction, no move
+    return tl.where(usable, step / tl.where(usable, length, 1.0), 0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["first", "rows"])
@@ -77,8 +104,7 @@ def l2_step_kernel(
         tl.store(gradient_ptr + piece, _squares(g))
     else:
         length = _length(_squares(g), gradient_ptr, PIECES, SLOTS)
-        usable = (length > 0) & (length < float("inf"))  # no direction, no move
-        factor = tl.where(usable, step / tl.where(usable, length, 1.0), 0.0).to(tl.float32)
+        factor = _factor(length, step)
         n_ptr = noise_ptr + row * (C * area) + place(e, channel, pixel, area, NOISE_CROSSED)
         n = tl.load(n_ptr, mask=known, other=0.0) + tl.where(factor == 0.0, 0.0, g * factor)
         if STAGE == STEPPED:
@@ -102,13 +128,100 @@ def l2_step_kernel(
                 tl.store(out_ptr + at, narrow(v, out_ptr.dtype.element_ty), mask=known)
 
 
-def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
+@triton.jit(do_not_specialize=["first", "rows", "seed_low", "seed_high", "epoch", "pad"])
+def l2_step_view_kernel(
+    noise_ptr,  # float32 [rows, C, h, w], h = ceil(H/GRAIN), w = ceil(W/GRAIN), updated
+    grad_ptr,  # float [B, C, H, W], as the pictures were shown
+    x_ptr,  # uint8 [B, C, H, W]
+    index_ptr,  # int64 [B]
+    out_ptr,  # float [B, C, H, W]; unused without OUT
+    gradient_ptr,  # float64 [B, PIECES], sums of squares; unused with one piece
+    stepped_ptr,  # float64 [B, PIECES], too
+    first,  # picture of this launch
+    rows,
+    step,  # negative: descend
+    eps,
+    mean0, mean1, mean2, inverse0, inverse1, inverse2,
+    ids_ptr,  # int64 [B]; unused without CROP
+    seed_low, seed_high, epoch, pad,
+    C: tl.constexpr,
+    AREA: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BANK_AREA: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NOISE_CROSSED: tl.constexpr,
+    GRAD_CROSSED: tl.constexpr,
+    X_CROSSED: tl.constexpr,
+    OUT_CROSSED: tl.constexpr,
+    OUT: tl.constexpr,
+    NORMALISE: tl.constexpr,  # without, mean is 0 and 1/std is 1
+    STAGE: tl.constexpr,
+    PIECES: tl.constexpr,
+    SLOTS: tl.constexpr,  # the next power of 2
+    GRAIN: tl.constexpr,
+    CROP: tl.constexpr,
+    FLIP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    height: tl.constexpr = AREA // WIDTH
+    i = (first + tl.program_id(0)).to(tl.int64)
+    piece = tl.program_id(1)
+    e = piece * BLOCK + tl.arange(0, BLOCK)
+    channel, pixel = channel_and_pixel(e, BANK_AREA, C, INTERLEAVED)
+    row = tl.load(index_ptr + i)
+    known = (e < C * BANK_AREA) & (row >= 0) & (row < rows)
+    here = i * (C * AREA)
+    gradient_ptr += i * PIECES
+    stepped_ptr += i * PIECES
+    top, left = corner(pixel, WIDTH, GRAIN)
+    count = pixels(top, left, height, WIDTH, GRAIN)
+    down, right, mirrored = window(ids_ptr, i, seed_low, seed_high, epoch, pad, CROP)
+    g = block_gradient(
+        grad_ptr + here, channel, top, left, known, down, right, mirrored,
+        C, AREA, WIDTH, GRAIN, FLIP, INTERLEAVED and not GRAD_CROSSED,
+    )  # fmt: skip
+    g = tl.where(known, tl.div_rn(g, count), 0.0)
+    if STAGE == GRADIENT:
+        tl.store(gradient_ptr + piece, _shown_squares(g, count))
+    else:
+        factor = _factor(_length(_shown_squares(g, count), gradient_ptr, PIECES, SLOTS), step)
+        n_ptr = noise_ptr + row * (C * BANK_AREA)
+        n_ptr += place(e, channel, pixel, BANK_AREA, NOISE_CROSSED)
+        n = tl.load(n_ptr, mask=known, other=0.0) + tl.where(factor == 0.0, 0.0, g * factor)
+        if STAGE == STEPPED:
+            tl.store(stepped_ptr + piece, _shown_squares(n, count))
+        else:
+            length = _length(_shown_squares(n, count), stepped_ptr, PIECES, SLOTS)
+            n = n * tl.where(length > eps, eps / length, 1.0).to(tl.float32)
+            darker, brighter = block_room(
+                x_ptr + here, channel, top, left, known,
+                C, AREA, WIDTH, GRAIN, INTERLEAVED and not X_CROSSED,
+            )  # fmt: skip
+            n = limit(n, -darker, brighter)
+            tl.store(n_ptr, n, mask=known)
+            if OUT:
+                show_block(
+                    out_ptr + here, x_ptr + here, n, channel, top, left, known,
+                    down, right, mirrored,
+                    of_channel(channel, mean0, mean1, mean2),
+                    of_channel(channel, inverse0, inverse1, inverse2),
+                    C, AREA, WIDTH, GRAIN, CROP, FLIP,
+                    INTERLEAVED and not X_CROSSED, INTERLEAVED and not OUT_CROSSED,
+                )  # fmt: skip
+
+
+def l2_step(
+    noise, grad, x, index, step, eps, ascend, out, mean, std, ids, seed, epoch, pad, flip, grain
+):
     """Launch; the op's signature. Everything dense, x [B, C, H, W]."""
     _common.check_rows("l2_step: index", index, noise.shape[0])
     if x.numel() == 0:
         return
-    pictures, size = x.shape[0], x[0].numel()
-    block = max(256, triton.next_power_of_2(size)) if size <= WHOLE else PIECE
+    pictures, size = x.shape[0], noise[0].numel()
+    seen = ids is not None or grain > 1
+    # a thread that goes through blocks holds more, so that it takes fewer elements
+    whole = PIECE if seen else WHOLE
+    block = max(256, triton.next_power_of_2(size)) if size <= whole else PIECE
     pieces = triton.cdiv(size, block)
     group, stages, sums = pictures, (APPLY,), (index, index)
     if pieces > 1:
@@ -119,14 +232,19 @@ def l2_step(noise, grad, x, index, step, eps, ascend, out, mean, std):
         sums = torch.empty((2, pictures, pieces), dtype=torch.float64, device=x.device)
     flags = _common.layout_flags(noise=noise, grad=grad, x=x, out=out)
     warps = block // (128 if _common.crossed(flags) else 256)
+    kernel, view = l2_step_kernel, {}
+    if seen:
+        kernel, warps = l2_step_view_kernel, block // 64
+        view = _common.view(x, ids, seed, epoch, pad, flip, grain, index)
+        view["BANK_AREA"] = noise[0, 0].numel()
     with _common.on_device_of(x):
         for first in range(0, pictures, group):
             for stage in stages:
-                l2_step_kernel[(min(group, pictures - first), pieces)](
+                kernel[(min(group, pictures - first), pieces)](
                     noise, grad, x, index, grad if out is None else out, *sums, first, noise.shape[0],
                     step if ascend else -step, eps, *_common.normalisation(mean, std), **flags,
                     OUT=out is not None, NORMALISE=bool(mean), STAGE=stage, PIECES=pieces,
-                    SLOTS=triton.next_power_of_2(pieces), BLOCK=block, num_warps=warps,
+                    SLOTS=triton.next_power_of_2(pieces), BLOCK=block, num_warps=warps, **view,
                     enable_fp_fusion=False,
                 )  # fmt: skip
 
@@ -141,8 +259,13 @@ def launches():
             noise, grad, x, out = (
                 _common.example(t, first, side) for t in (torch.float32, dtype, torch.uint8, dtype)
             )
-            yield (noise, grad, x, index, 0.1, 0.1, False, None, [], []), ()
-            yield (noise, grad, x, index, 0.1, 0.1, False, out, three, three), ()
+            plain = (None, 7, 0, 0, False, 1)
+            yield (noise, grad, x, index, 0.1, 0.1, False, None, [], [], *plain), ()
+            yield (noise, grad, x, index, 0.1, 0.1, False, out, three, three, *plain), ()
             other = _common.example(dtype, not first, side)
             singly = ("grad",) if first else ("noise", "x", "out")
-            yield (noise, other, x, index, 0.1, 0.1, False, out, three, three), singly
+            yield (noise, other, x, index, 0.1, 0.1, False, out, three, three, *plain), singly
+            for noise, shows, view in _common.views(torch.float32, first, index, side):
+                next_input = (out, three, three) if shows else (None, [], [])
+                args = (noise, other, x, index, 0.1, 0.1, False)
+                yield (*args, *next_input, *view), _common.SINGLY

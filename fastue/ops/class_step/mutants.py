@@ -13,4 +13,6 @@ MUTANTS = {
     "cuda: labels past the batch read": ("cuda", "csrc/class_step/class_step_kernel.cu", "i < job.batch && job.y[i] == k;", "job.y[i] == k;"),
     "cuda: bounds never written": ("cuda", "csrc/class_step/class_step_kernel.cu", "  if (threadIdx.x == 0) {", "  if (threadIdx.x == kThreads) {"),
     "cuda: samples fetched ahead past the list": ("cuda", "csrc/class_step/class_step_kernel.cu", "      if (s + a >= end) continue;\n      const int64_t i", "      const int64_t i"),
+    "triton: pixels beyond the edge in the mean of a block": ("triton", "kernels/class_step.py", "tl.where(real, v, 0.0)", "v"),
+    "triton: window of the place in the class": ("triton", "kernels/class_step.py", "window(ids_ptr, i, seed_low", "window(ids_ptr, s, seed_low"),
 }  # fmt: skip

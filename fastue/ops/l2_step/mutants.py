@@ -15,4 +15,6 @@ MUTANTS = {
     "triton: last piece's sum forgotten": ('triton', 'kernels/l2_step.py', 'mask=j < PIECES', 'mask=j < PIECES - 1'),
     "triton: pictures of the first group for all": ("triton", "kernels/l2_step.py", "i = (first + tl", "i = (first * 0 + tl"),
     "triton: norm of the gradient for that of the step": ("triton", "kernels/l2_step.py", "_squares(n))", "_squares(g))"),
+    "triton: a block counts once in a norm": ("triton", "kernels/l2_step.py", "tl.sum(wide * wide * count, 0)", "tl.sum(wide * wide, 0)"),
+    "triton: sum of a block for its mean": ("triton", "kernels/l2_step.py", "tl.div_rn(g, count)", "g"),
 }  # fmt: skip

@@ -31,4 +31,5 @@ MUTANTS = {
     "cuda: only the first piece of a picture": ("cuda", "csrc/linf_step/linf_step_kernel.cu", "(blockIdx.y * kThreads + threadIdx.x) * P", "threadIdx.x * P"),
     "cuda: next input without the unit of the state": ("cuda", "csrc/linf_step/linf_step_kernel.cu", "kCompact ? n * job.scale : n", "n"),
     "triton: one mask for all pictures": ("triton", "kernels/linf_step.py", "mask.shape[0] == 1 else", "mask.shape[0] >= 1 else"),
+    "triton: mask of the first block for all": ("triton", "kernels/linf_step.py", "mask_ptr + i * MASK_STRIDE + pixel, mask=known", "mask_ptr + i * MASK_STRIDE + pixel * 0, mask=known"),
 }  # fmt: skip
