@@ -12,11 +12,7 @@ struct ApplyNoise {
   int64_t batch, rows;
   float scale;
   Normalisation norm;
-  const int64_t* ids;  // null: no crop and flip
-  uint64_t seed;
-  int64_t epoch, pad;
-  uint32_t height, width;
-  bool flip;
+  View view;
 };
 
 cudaError_t launch_apply_noise(const ApplyNoise& job, cudaStream_t stream);

@@ -7,10 +7,11 @@ namespace {
 
 void apply_noise(const Tensor& x, const Tensor& noise, const Tensor& index, const Tensor& out,
                  const std::vector<double>& mean, const std::vector<double>& std, double scale,
-                 const std::optional<Tensor>& ids, int64_t seed, int64_t epoch, int64_t pad, bool flip) {
+                 const std::optional<Tensor>& ids, int64_t seed, int64_t epoch, int64_t pad, bool flip, int64_t grain) {
   ApplyNoise job{};
   job.x = batch(x, x, "x");
-  job.noise = pictures(noise, x, "noise");
+  job.view = view_of(x, ids, seed, epoch, pad, flip, grain);
+  job.noise = bank(noise, x, job.view);
   job.out = batch(out, x, "out");
   STD_TORCH_CHECK(job.x.type == Type::u8 && (job.noise.type == Type::f32 || job.noise.type == Type::s8) &&
                       job.out.type != Type::u8 && job.out.type != Type::s8,
@@ -22,16 +23,6 @@ void apply_noise(const Tensor& x, const Tensor& noise, const Tensor& index, cons
   job.rows = noise.size(0);
   job.scale = static_cast<float>(scale);
   job.norm = normalisation(mean, std, x.size(1));
-  if (ids.has_value()) {
-    job.ids = numbers(*ids, x, "ids");
-    job.seed = static_cast<uint64_t>(seed);
-    job.epoch = epoch;
-    STD_TORCH_CHECK(pad >= 0 && pad < (1 << 15), "pad must be between 0 and 32767");
-    job.pad = pad;
-    job.flip = flip;
-    job.height = static_cast<uint32_t>(x.size(2));
-    job.width = static_cast<uint32_t>(x.size(3));
-  }
   on_stream_of(x, [&](cudaStream_t stream) { return launch_apply_noise(job, stream); });
 }
 

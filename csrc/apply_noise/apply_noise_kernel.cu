@@ -1,21 +1,11 @@
 // apply_noise on CUDA: one pass. The definition is fastue/ops/apply_noise/reference.py.
-#include "../common/philox.h"
 #include "apply_noise.h"
 
 namespace fastue {
 namespace {
 
-// The pixel that comes to lie at `to` of picture i; false where it is border.
-__device__ FASTUE_INLINE bool source(const ApplyNoise& job, int64_t i, uint32_t to, uint32_t& from) {
-  const CropFlip crop = crop_flip(job.ids[i], job.seed, job.epoch, job.pad, job.flip);
-  const uint32_t line = to / job.width, column = to - line * job.width;
-  const int64_t y = line + crop.down;
-  const int64_t x = (crop.mirrored ? job.width - 1 - column : column) + crop.right;
-  from = static_cast<uint32_t>(y * job.width + x);
-  return y >= 0 && y < job.height && x >= 0 && x < job.width;
-}
-
-// Cropped pixels are read one at a time: a row of the output starts anywhere in a row of the picture.
+// Pixels in a view are read one at a time: a row of the output starts anywhere in a row of the picture, and several of
+// them show one value of the bank.
 template <class N, class O, int C, bool VECTOR>
 __global__ void __launch_bounds__(kThreads) apply_noise_kernel(const __grid_constant__ ApplyNoise job) {
   constexpr int P = kPixels<VECTOR>;
@@ -24,14 +14,23 @@ __global__ void __launch_bounds__(kThreads) apply_noise_kernel(const __grid_cons
   if (first >= job.area) return;
 
   const bool known = row >= 0 && row < job.rows;
-  uint32_t from = first;
+  uint32_t from = first, value = first, values = job.area;  // in the picture, in the bank, and how many a channel has
   bool visible = known;
-  if (!VECTOR && job.ids != nullptr) visible = source(job, i, first, from) && known;
+  if (!VECTOR && !job.view.plain()) {
+    const int32_t line = first / job.view.width, column = first - line * job.view.width;
+    const Pixel source = job.view.source(job.view.window(i), {line, column});
+    visible = known && job.view.inside(source);
+    if (visible) {
+      from = job.view.at(source);
+      value = job.view.block_at(source);
+      values = job.view.blocks();
+    }
+  }
   Share<uint8_t, C, P> x;
   Share<N, C, P> noise;
   if (visible) {
     x = Share<uint8_t, C, P>(job.x, i, job.area, from);
-    noise = Share<N, C, P>(job.noise, row, job.area, from);
+    noise = Share<N, C, P>(job.noise, row, values, value);
   }
   float v[C][P];
 #pragma unroll
@@ -51,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) apply_noise_kernel(const __grid_cons
 
 cudaError_t launch_apply_noise(const ApplyNoise& job, cudaStream_t stream) {
   if (job.batch == 0 || job.area == 0) return cudaSuccess;
-  const bool vector = job.ids == nullptr && vector_ready(job.noise, job.area) && vector_ready(job.x, job.area) &&
+  const bool vector = job.view.plain() && vector_ready(job.noise, job.area) && vector_ready(job.x, job.area) &&
                       vector_ready(job.out, job.area);
   return by_bank(job.noise.type, [&](auto bank) {
     return by_float(job.out.type, [&](auto out) {

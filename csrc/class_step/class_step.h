@@ -12,6 +12,7 @@ struct ClassStep {
   int64_t *order, *bounds;  // scratch: [batch] and [2 * classes]
   int64_t batch, classes;
   float step, eps;  // step < 0 ascends
+  View view;
 };
 
 cudaError_t launch_class_step(const ClassStep& job, cudaStream_t stream);

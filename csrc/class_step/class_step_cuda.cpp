@@ -6,10 +6,12 @@ namespace fastue {
 namespace {
 
 void class_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Tensor& y, double step, double eps,
-                bool ascend) {
+                bool ascend, const std::optional<Tensor>& ids, int64_t seed, int64_t epoch, int64_t pad, bool flip,
+                int64_t grain) {
   ClassStep job{};
   job.x = batch(x, x, "x");
-  job.noise = pictures(noise, x, "noise");
+  job.view = view_of(x, ids, seed, epoch, pad, flip, grain);
+  job.noise = bank(noise, x, job.view);
   job.grad = batch(grad, x, "grad");
   STD_TORCH_CHECK(job.x.type == Type::u8 && job.noise.type == Type::f32 && job.grad.type != Type::u8 &&
                       job.grad.type != Type::s8,

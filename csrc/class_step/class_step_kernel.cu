@@ -3,6 +3,8 @@
 // fastue/ops/class_step/reference.py.
 #include "class_step.h"
 
+#include "../common/blocks.h"
+
 namespace fastue {
 namespace {
 
@@ -87,6 +89,53 @@ __global__ void __launch_bounds__(kBlockThreads<VECTOR>) class_step_kernel(const
   noise.store(job.noise, k, job.area, first);
 }
 
+// Any view. Coarse noise has few values and many pixels for each: a warp has 32 values of one class, and the warps of a
+// block take samples of it side by side, which are then added in batch order.
+constexpr int kWarpSize = 32;
+
+template <class G>
+__device__ FASTUE_INLINE float step_of_sample(const ClassStep& job, int64_t i, int32_t channel, const Block& block,
+                                              float n) {
+  const int32_t channels = job.channels;
+  const Plane<const G> grad(job.grad, i, channel, channels, job.area);
+  const Plane<const uint8_t> x(job.x, i, channel, channels, job.area);
+  const float move = moved(gradient_of(job.view, job.view.window(i), block, grad), job.step);
+  float sum = 0.0f;
+  for (int32_t y = block.top; y < block.bottom; ++y)
+    for (int32_t column = block.left; column < block.right; ++column) {
+      const float p = pixel(x[job.view.at({y, column})]);
+      sum += clamp(clamp(p + n, 0.0f, 1.0f) - move - p, -job.eps, job.eps);
+    }
+  return sum;
+}
+
+template <class G>
+__global__ void __launch_bounds__(kThreads)
+    class_step_view_kernel(const __grid_constant__ ClassStep job, uint32_t pieces) {
+  __shared__ float of_sample[kWarps][kWarpSize];
+  const int64_t k = blockIdx.x / pieces;
+  const int64_t start = job.bounds[2 * k], end = job.bounds[2 * k + 1];
+  if (start == end) return;  // all threads alike
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int32_t value = blockIdx.x % pieces * kWarpSize + lane, channels = job.channels, blocks = job.view.blocks();
+  const bool inside = value < blocks * channels;  // those outside still keep the others company at a barrier
+  const auto [channel, b] = Owned(job.noise, inside ? value : 0, channels, blocks);
+  const Block block = job.view.block(b);
+  const Plane<float> noise(job.noise, k, channel, channels, blocks);
+  const float n = inside ? noise[b] : 0.0f;
+
+  float total = 0.0f;
+  for (int64_t s = start; s < end; s += kWarps) {
+    if (inside && s + warp < end)
+      of_sample[warp][lane] = step_of_sample<G>(job, job.order[s + warp], channel, block, n);
+    __syncthreads();
+    for (int w = 0; w < kWarps && s + w < end; ++w) total += of_sample[w][lane];
+    __syncthreads();  // before the next round overwrites of_sample
+  }
+  const float count = static_cast<float>((end - start) * block.pixels());
+  if (inside && warp == 0) noise[b] = clamp(total / count, -job.eps, job.eps);
+}
+
 }  // namespace
 
 cudaError_t launch_class_step(const ClassStep& job, cudaStream_t stream) {
@@ -94,6 +143,13 @@ cudaError_t launch_class_step(const ClassStep& job, cudaStream_t stream) {
   class_lists_kernel<<<static_cast<unsigned>(job.classes), kThreads, 0, stream>>>(job);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
+  if (!job.view.plain())
+    return by_float(job.grad.type, [&](auto grad) {
+      const uint32_t pieces = (job.view.blocks() * job.channels + kWarpSize - 1) / kWarpSize;
+      const unsigned blocks = static_cast<unsigned>(job.classes * pieces);  // 2^31 of them would be a bank of 256 GiB
+      class_step_view_kernel<decltype(grad)><<<blocks, kThreads, 0, stream>>>(job, pieces);
+      return cudaGetLastError();
+    });
   const dim3 large = grid_of(job.classes, job.area, kThreads * kPixels<true>);
   const bool vector = vector_ready(job.noise, job.area) && vector_ready(job.grad, job.area) &&
                       vector_ready(job.x, job.area) && int64_t{large.x} * large.y >= kEnoughBlocks;

@@ -16,14 +16,20 @@
 
 namespace fastue {
 
+FASTUE_HD FASTUE_INLINE float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+FASTUE_HD FASTUE_INLINE float to_float(__half v) { return __half2float(v); }
+
+}  // namespace fastue
+
+#include "view.h"  // its templates call the to_float above
+
+namespace fastue {
+
 constexpr int kThreads = 256;
 
 // Pixels a thread owns: four where rows of four can be read at once, else one.
 template <bool VECTOR>
 constexpr int kPixels = VECTOR ? 4 : 1;
-
-__device__ FASTUE_INLINE float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ FASTUE_INLINE float to_float(__half v) { return __half2float(v); }
 
 // float32 to T, to nearest, ties to even; int8 takes whole numbers in its range.
 template <class T>

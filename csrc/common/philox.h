@@ -25,7 +25,7 @@ FASTUE_HD FASTUE_INLINE Words philox(Words c, uint64_t seed) {
 }
 
 struct CropFlip {
-  int64_t down, right;  // where the output starts in the picture; negative or beyond it is the black border
+  int32_t down, right;  // where the output starts in the picture; negative or beyond it is the black border
   bool mirrored;
 };
 
@@ -37,7 +37,8 @@ FASTUE_HD inline CropFlip crop_flip(int64_t id, uint64_t seed, int64_t epoch, in
                            static_cast<uint32_t>(epoch), kPurposeCropFlip}},
                          seed);
   const uint64_t n = static_cast<uint64_t>(2 * pad + 1);
-  return {static_cast<int64_t>(w.v[0] * n >> 32) - pad, static_cast<int64_t>(w.v[1] * n >> 32) - pad,
+  const int32_t border = static_cast<int32_t>(pad);
+  return {static_cast<int32_t>(w.v[0] * n >> 32) - border, static_cast<int32_t>(w.v[1] * n >> 32) - border,
           flip && (w.v[2] >> 31) != 0};
 }
 

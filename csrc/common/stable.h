@@ -77,11 +77,13 @@ inline View view_of(const Tensor& x, const std::optional<Tensor>& ids, int64_t s
                     bool flip, int64_t grain) {
   STD_TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W]");
   STD_TORCH_CHECK(grain >= 1 && grain < (1 << 30), "grain must be at least 1");
+  STD_TORCH_CHECK(x.size(2) < (1 << 30) && x.size(3) < (1 << 30) && x.size(2) * x.size(3) < (int64_t{1} << 31),
+                  "a picture has too many pixels: ", x.size(2), " x ", x.size(3));
   STD_TORCH_CHECK(pad >= 0 && pad < (1 << 15), "pad must be between 0 and 32767");
   View view;
-  view.height = x.size(2);
-  view.width = x.size(3);
-  view.grain = grain;
+  view.height = static_cast<int32_t>(x.size(2));
+  view.width = static_cast<int32_t>(x.size(3));
+  view.grain = static_cast<int32_t>(grain);
   if (ids.has_value()) view.ids = numbers(*ids, x, "ids");
   view.seed = static_cast<uint64_t>(seed);
   view.epoch = epoch;

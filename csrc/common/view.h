@@ -6,16 +6,22 @@
 
 namespace fastue {
 
-// The pixels of one value of the bank: those from (top, left) to before (bottom, right).
-struct Block {
-  int64_t top, left, bottom, right;
-
-  FASTUE_HD FASTUE_INLINE int64_t pixels() const { return (bottom - top) * (right - left); }
+// A pixel of a picture, or a place near it.
+struct Pixel {
+  int32_t y, x;
 };
 
+// The pixels of one value of the bank: those from (top, left) to before (bottom, right).
+struct Block {
+  int32_t top, left, bottom, right;
+
+  FASTUE_HD FASTUE_INLINE int32_t pixels() const { return (bottom - top) * (right - left); }
+};
+
+// 32 bits do for a picture, and a GPU divides them in a fraction of the time.
 struct View {
-  int64_t height = 0, width = 0;  // of a picture
-  int64_t grain = 1;              // the last blocks of a line and of a column may be smaller
+  int32_t height = 0, width = 0;  // of a picture
+  int32_t grain = 1;              // the last blocks of a line and of a column may be smaller
   const int64_t* ids = nullptr;   // null: no crop and flip
   uint64_t seed = 0;
   int64_t epoch = 0, pad = 0;
@@ -23,28 +29,30 @@ struct View {
 
   FASTUE_HD FASTUE_INLINE bool plain() const { return grain == 1 && ids == nullptr; }
   // Of the bank: blocks in a line, and values of a channel.
-  FASTUE_HD FASTUE_INLINE int64_t columns() const { return (width + grain - 1) / grain; }
-  FASTUE_HD FASTUE_INLINE int64_t blocks() const { return (height + grain - 1) / grain * columns(); }
+  FASTUE_HD FASTUE_INLINE int32_t columns() const { return (width + grain - 1) / grain; }
+  FASTUE_HD FASTUE_INLINE int32_t blocks() const { return (height + grain - 1) / grain * columns(); }
 
-  FASTUE_HD FASTUE_INLINE Block block(int64_t b) const {
-    const int64_t top = b / columns() * grain, left = b % columns() * grain;
-    const int64_t bottom = top + grain, right = left + grain;
+  FASTUE_HD FASTUE_INLINE Block block(int32_t b) const {
+    const int32_t line = b / columns(), top = line * grain, left = (b - line * columns()) * grain;
+    const int32_t bottom = top + grain, right = left + grain;
     return {top, left, bottom < height ? bottom : height, right < width ? right : width};
   }
+  FASTUE_HD FASTUE_INLINE bool inside(Pixel p) const { return p.y >= 0 && p.y < height && p.x >= 0 && p.x < width; }
+  // Where a pixel inside of a picture lies in it, and its block in the bank.
+  FASTUE_HD FASTUE_INLINE int32_t at(Pixel p) const { return p.y * width + p.x; }
+  FASTUE_HD FASTUE_INLINE int32_t block_at(Pixel p) const { return p.y / grain * columns() + p.x / grain; }
+
   FASTUE_HD FASTUE_INLINE CropFlip window(int64_t i) const {
     return ids == nullptr ? CropFlip{0, 0, false} : crop_flip(ids[i], seed, epoch, pad, flip);
   }
-  // Where pixel (y, x) of a picture is shown; false where it is cut away.
-  FASTUE_HD FASTUE_INLINE bool shown(const CropFlip& window, int64_t y, int64_t x, int64_t& at) const {
-    const int64_t line = y - window.down, column = x - window.right;
-    at = line * width + (window.mirrored ? width - 1 - column : column);
-    return line >= 0 && line < height && column >= 0 && column < width;
+  // Where a pixel of a picture is shown; outside where it is cut away.
+  FASTUE_HD FASTUE_INLINE Pixel shown(const CropFlip& window, Pixel p) const {
+    const int32_t column = p.x - window.right;
+    return {p.y - window.down, window.mirrored ? width - 1 - column : column};
   }
-  // Which pixel is shown at (line, column); false where it is border.
-  FASTUE_HD FASTUE_INLINE bool source(const CropFlip& window, int64_t line, int64_t column, int64_t& at) const {
-    const int64_t y = line + window.down, x = (window.mirrored ? width - 1 - column : column) + window.right;
-    at = y * width + x;
-    return y >= 0 && y < height && x >= 0 && x < width;
+  // Which pixel is shown at `to`; outside where it is border.
+  FASTUE_HD FASTUE_INLINE Pixel source(const CropFlip& window, Pixel to) const {
+    return {to.y + window.down, (window.mirrored ? width - 1 - to.x : to.x) + window.right};
   }
 };
 
@@ -64,9 +72,11 @@ struct Plane {
 template <class G>
 FASTUE_HD FASTUE_INLINE float gradient_of(const View& view, const CropFlip& window, const Block& block, const Plane<G>& grad) {
   float sum = 0.0f;
-  for (int64_t y = block.top; y < block.bottom; ++y)
-    for (int64_t x = block.left; x < block.right; ++x)
-      if (int64_t at; view.shown(window, y, x, at)) sum += to_float(grad[at]);
+  for (int32_t y = block.top; y < block.bottom; ++y)
+    for (int32_t x = block.left; x < block.right; ++x) {
+      const Pixel to = view.shown(window, {y, x});
+      if (view.inside(to)) sum += to_float(grad[view.at(to)]);
+    }
   return sum;
 }
 
@@ -77,9 +87,9 @@ struct Room {
 
 FASTUE_HD FASTUE_INLINE Room room_of(const View& view, const Block& block, const Plane<const uint8_t>& x) {
   Room room;
-  for (int64_t line = block.top; line < block.bottom; ++line)
-    for (int64_t column = block.left; column < block.right; ++column) {
-      const float p = pixel(x[line * view.width + column]);
+  for (int32_t line = block.top; line < block.bottom; ++line)
+    for (int32_t column = block.left; column < block.right; ++column) {
+      const float p = pixel(x[view.at({line, column})]);
       room.darker = p > room.darker ? p : room.darker;
       room.brighter = 1.0f - p > room.brighter ? 1.0f - p : room.brighter;
     }

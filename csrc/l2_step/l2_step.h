@@ -13,6 +13,7 @@ struct L2Step {
   double step, eps;  // step < 0 descends
   double* sums;      // scratch [batch, 2, pieces]; null where a picture fits one block
   Normalisation norm;
+  View view;
 };
 
 // Pieces that a picture is worked on in; 1: a block reads it once and keeps it.

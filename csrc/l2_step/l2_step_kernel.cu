@@ -4,6 +4,8 @@
 // The definition is fastue/ops/l2_step/reference.py.
 #include "l2_step.h"
 
+#include "../common/blocks.h"
+
 namespace fastue {
 namespace {
 
@@ -112,6 +114,53 @@ __global__ void __launch_bounds__(STAGE == Stage::whole ? kMostThreads : kThread
   if (job.out.data != nullptr) store_next(n, job.norm, job.out, i, job.area, first);
 }
 
+// Any view, by a block for each picture: f is called with each of a thread's values, its channel and block, and the
+// block's mean gradient.
+template <class G, class F>
+__device__ FASTUE_INLINE void each_value(const L2Step& job, const CropFlip& window, const F& f) {
+  const int64_t i = blockIdx.x;
+  const int32_t channels = job.channels, blocks = job.view.blocks();
+  for (int32_t value = threadIdx.x; value < blocks * channels; value += blockDim.x) {
+    const auto [channel, b] = Owned(job.noise, value, channels, blocks);
+    const Block block = job.view.block(b);
+    const Plane<float> noise(job.noise, job.index[i], channel, channels, blocks);
+    const Plane<const G> grad(job.grad, i, channel, channels, job.area);
+    f(noise[b], channel, block, gradient_of(job.view, window, block, grad) / static_cast<float>(block.pixels()));
+  }
+}
+
+__device__ FASTUE_INLINE double square(const Block& block, float v) {
+  return static_cast<double>(v) * static_cast<double>(v) * static_cast<double>(block.pixels());
+}
+
+template <class G>
+__global__ void __launch_bounds__(kMostThreads) l2_step_view_kernel(const __grid_constant__ L2Step job) {
+  const int64_t i = blockIdx.x, row = job.index[i];
+  if (row < 0 || row >= job.rows) return;  // all threads alike
+  const CropFlip window = job.view.window(i);
+  double squares = 0;
+  each_value<G>(job, window, [&](float&, int32_t, const Block& block, float g) { squares += square(block, g); });
+  double length = sqrt(block_sum(squares));
+  const bool usable = length > 0 && isfinite(length);  // no direction, no move
+  const float factor = usable ? static_cast<float>(job.step / length) : 0.0f;
+  squares = 0;
+  each_value<G>(job, window, [&](float& n, int32_t, const Block& block, float g) {
+    if (usable) n += g * factor;
+    squares += square(block, n);
+  });
+  length = sqrt(block_sum(squares));
+  const float shrink = length > job.eps ? static_cast<float>(job.eps / length) : 1.0f;
+  each_value<G>(job, window, [&](float& n, int32_t channel, const Block& block, float) {
+    const int32_t channels = job.channels;
+    const Plane<const uint8_t> x(job.x, i, channel, channels, job.area);
+    const Room room = room_of(job.view, block, x);
+    const float projected = clamp(n * shrink, -room.darker, room.brighter);
+    n = projected;
+    if (job.out.data == nullptr) return;
+    show_block({job.view, window, job.norm, job.out, i, channel, channels}, block, x, projected);
+  });
+}
+
 bool by_fours(const L2Step& job) {
   return vector_ready(job.noise, job.area) && vector_ready(job.grad, job.area) && vector_ready(job.x, job.area) &&
          vector_ready(job.out, job.area);
@@ -140,12 +189,18 @@ cudaError_t launch(const L2Step& job, cudaStream_t stream) {
 
 int64_t pieces_of(const L2Step& job) {
   const int64_t pixels = by_fours(job) ? kPixels<true> : kPixels<false>;
-  if (job.area <= kMostThreads * pixels) return 1;
+  if (!job.view.plain() || job.area <= kMostThreads * pixels) return 1;
   return (job.area + kThreads * pixels - 1) / (kThreads * pixels);
 }
 
 cudaError_t launch_l2_step(const L2Step& job, cudaStream_t stream) {
   if (job.batch == 0 || job.area == 0) return cudaSuccess;
+  if (!job.view.plain())
+    return by_float(job.grad.type, [&](auto grad) {
+      const int threads = int64_t{job.view.blocks()} * job.channels <= kThreads ? kThreads : kMostThreads;
+      l2_step_view_kernel<decltype(grad)><<<static_cast<unsigned>(job.batch), threads, 0, stream>>>(job);
+      return cudaGetLastError();
+    });
   return by_float(job.grad.type, [&](auto grad) {
     return by_shape(job.channels, by_fours(job), [&](auto channels, auto by_four) {
       return launch<decltype(grad), decltype(channels)::value, decltype(by_four)::value>(job, stream);

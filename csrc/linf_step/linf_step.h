@@ -11,9 +11,10 @@ struct LinfStep {
   const int64_t* index;
   int64_t batch, rows;
   float step, eps, scale, inverse;  // step < 0 ascends; inverse = 1/scale
-  const bool* mask;                 // null: none; [1 or batch, 1, H, W]
+  const bool* mask;                 // null: none; [1 or batch, 1, h, w], of the bank's size
   bool mask_shared;
   Normalisation norm;
+  View view;
 };
 
 cudaError_t launch_linf_step(const LinfStep& job, cudaStream_t stream);

@@ -7,10 +7,12 @@ namespace {
 
 void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Tensor& index, double step, double eps,
                bool ascend, double scale, const std::optional<Tensor>& mask, const std::optional<Tensor>& out,
-               const std::vector<double>& mean, const std::vector<double>& std) {
+               const std::vector<double>& mean, const std::vector<double>& std, const std::optional<Tensor>& ids,
+               int64_t seed, int64_t epoch, int64_t pad, bool flip, int64_t grain) {
   LinfStep job{};
   job.x = batch(x, x, "x");
-  job.noise = pictures(noise, x, "noise");
+  job.view = view_of(x, ids, seed, epoch, pad, flip, grain);
+  job.noise = bank(noise, x, job.view);
   job.grad = batch(grad, x, "grad");
   STD_TORCH_CHECK(job.x.type == Type::u8 && (job.noise.type == Type::f32 || job.noise.type == Type::s8) &&
                       job.grad.type != Type::u8 && job.grad.type != Type::s8,
@@ -27,8 +29,8 @@ void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const T
   if (mask.has_value()) {
     STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool && mask->is_contiguous() && mask->dim() == 4 &&
                         (mask->size(0) == 1 || mask->size(0) == x.size(0)) && mask->size(1) == 1 &&
-                        mask->size(2) == x.size(2) && mask->size(3) == x.size(3),
-                    "mask must be bool [B or 1, 1, H, W], contiguous");
+                        mask->size(2) == noise.size(2) && mask->size(3) == noise.size(3),
+                    "mask must be bool [B or 1, 1, h, w], contiguous, of the bank's size");
     same_device(*mask, x, "mask");
     job.mask = static_cast<const bool*>(mask->const_data_ptr());
     job.mask_shared = mask->size(0) == 1;

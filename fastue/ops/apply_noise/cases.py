@@ -147,6 +147,8 @@ def bad(g: torch.Generator) -> dict:
     return {
         "row_too_high": ok | dict(index=torch.tensor([0, 4, 1])),
         "row_negative": ok | dict(index=torch.tensor([0, -1, 1])),
+        "row_of_coarse_noise": _case(g, torch.float32, 3, 4, 3, 5, 6, grain=2)
+        | dict(index=torch.tensor([0, 4, -1])),
         "index_dtype": ok | dict(index=ok["index"].int()),
         "index_length": ok | dict(index=ok["index"][:2]),
         "x_float": ok | dict(x=ok["x"].float()),

@@ -60,6 +60,11 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         )
     crooked = found["view_grain_crop_planar"]
     found["offset_grain"] = crooked | {k: offset(crooked[k]) for k in ("noise", "grad", "x")}
+    # More samples of a class than are worked on side by side.
+    labels = torch.randint(0, 2, (21,), generator=g).tolist()
+    found["view_many"] = _case(
+        g, dtype, labels, 3, 3, 9, 8, **view(2, torch.arange(21) * 7, 3, True)
+    )
     # A large batch in no order, most of it of one class.
     many = torch.randint(-9, 6, (700,), generator=g).clamp(0, 5).tolist()
     found["large_batch"] = _case(g, dtype, many, 7, 3, 2, 2)
@@ -91,6 +96,8 @@ def bad(g: torch.Generator) -> dict:
     return {
         "class_too_high": ok | dict(y=torch.tensor([0, 4, 1])),
         "class_negative": ok | dict(y=torch.tensor([0, -1, 1])),
+        "class_of_coarse_noise": _case(g, torch.float32, [0, 2, 2], 4, 3, 5, 6, grain=2)
+        | dict(y=torch.tensor([0, 4, -1])),
         "y_dtype": ok | dict(y=ok["y"].int()),
         "grad_shape": ok | dict(grad=ok["grad"][:2]),
         "x_float": ok | dict(x=ok["x"].float()),

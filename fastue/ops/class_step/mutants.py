@@ -15,4 +15,12 @@ MUTANTS = {
     "cuda: samples fetched ahead past the list": ("cuda", "csrc/class_step/class_step_kernel.cu", "      if (s + a >= end) continue;\n      const int64_t i", "      const int64_t i"),
     "triton: pixels beyond the edge in the mean of a block": ("triton", "kernels/class_step.py", "tl.where(real, v, 0.0)", "v"),
     "triton: window of the place in the class": ("triton", "kernels/class_step.py", "window(ids_ptr, i, seed_low", "window(ids_ptr, s, seed_low"),
+    "coarse noise: mean over the samples, not their pixels": ("cpp", "csrc/class_step/class_step_cpu.cpp", "samples * job.view.block(b).pixels()", "samples"),
+    "coarse noise: window of the first sample for all": ("cpp", "csrc/class_step/class_step_cpu.cpp", "job.view.window(i)", "job.view.window(0)"),
+    "cuda: coarse noise: mean over the samples, not their pixels": ("cuda", "csrc/class_step/class_step_kernel.cu", "(end - start) * block.pixels()", "end - start"),
+    "cuda: no barrier before the samples are added": ("cuda", "csrc/class_step/class_step_kernel.cu", "channel, block, n);\n    __syncthreads();", "channel, block, n);"),
+    "cuda: no barrier before the samples are overwritten": ("cuda", "csrc/class_step/class_step_kernel.cu", "    __syncthreads();  // before the next round overwrites of_sample\n", ""),
+    "cuda: samples of a class past its list added": ("cuda", "csrc/class_step/class_step_kernel.cu", "w < kWarps && s + w < end", "w < kWarps"),
+    "cuda: values past the bank stepped by class": ("cuda", "csrc/class_step/class_step_kernel.cu", "value < blocks * channels;", "true;"),
+    "cuda: every warp of values for the first class": ("cuda", "csrc/class_step/class_step_kernel.cu", "blockIdx.x / pieces", "blockIdx.x / pieces * 0"),
 }  # fmt: skip

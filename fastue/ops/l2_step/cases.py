@@ -122,6 +122,8 @@ def bad(g: torch.Generator) -> dict:
     return {
         "row_too_high": ok | dict(index=torch.tensor([0, 4, 1])),
         "row_negative": ok | dict(index=torch.tensor([0, -1, 1])),
+        "row_of_coarse_noise": _case(g, torch.float32, 3, 4, 3, 5, 6, grain=2)
+        | dict(index=torch.tensor([0, 4, -1])),
         "grad_shape": ok | dict(grad=ok["grad"][:2]),
         "x_float": ok | dict(x=ok["x"].float()),
         "bank_layout": ok | dict(noise=ok["noise"].transpose(2, 3).contiguous().transpose(2, 3)),
