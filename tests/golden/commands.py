@@ -27,7 +27,10 @@ PICTURES, TEST = "pictures", "test"  # the folders that all commands read
 CLASSES, SIDE = ("circle", "square", "stripe"), 8
 
 # What is looked at is the noise, which the check of a protection would leave as it is or replace.
-_EMN = "--arch cnn-w2 --steps 2 --max-sweeps 3 --precision float32 --device cpu --seed 3 --no-check"
+_EMN = (
+    "--arch cnn-w2 --steps 2 --max-sweeps 3 --precision float32 --device cpu --seed 3 "
+    "--grain 1 --no-check"
+)
 _PUE = f"{_EMN} --method pue --sigma 0.05 --levels 2 --train-draws 2 --noise-draws 2"
 COMMANDS = {
     "emn-class": f"protect {PICTURES} --out emn-class --mode class {_EMN}",
@@ -139,7 +142,10 @@ def _protected(directory: Path) -> dict[str, str]:
     summary["images"] = pictures.hexdigest()
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["version"]
-    manifest.pop("visibility", None)  # came after the recorded commit
+    # What came after the recorded commit.
+    manifest.pop("visibility", None)
+    for entry in manifest["history"]:
+        entry.pop("error_cropped", None)
     for key, value in sorted(manifest.items()):
         summary[f"manifest.json: {key}"] = _hash(json.dumps(value, sort_keys=True).encode())
     return summary
@@ -165,8 +171,9 @@ def _interrupt(main) -> None:
 if __name__ == "__main__":
     from fastue.cli import main, protect
 
-    if "--no-check" not in Path(protect.__file__).read_text():  # a commit before the check
-        COMMANDS = {name: text.replace(" --no-check", "") for name, text in COMMANDS.items()}
+    if "--no-check" not in Path(protect.__file__).read_text():  # a commit before these flags
+        for flag in (" --no-check", " --grain 1"):
+            COMMANDS = {name: text.replace(flag, "") for name, text in COMMANDS.items()}
 
     # First, so that nothing that a command leaves behind in this process can bend it.
     summary = {"canary": canary()}
