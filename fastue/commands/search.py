@@ -64,10 +64,12 @@ def search(
         return Attempt(config, make(config, ".")), []
     kept = work / "attempts.safetensors"
     best, attempts = _load(kept, config, data)
+    for row in attempts:  # before a kill
+        tell(CheckResult.of(row).text())
     while (step := _next(config, attempts)) is not None:
         settings, folder = step
         if attempts:
-            tell(f"this does not protect yet: {_words(settings, config)}")
+            tell(_words(settings, config))
         noise = make(settings, folder)
         before = CheckResult.of(attempts[-1]) if attempts else None
         with clock("check"):
@@ -81,6 +83,8 @@ def search(
         _save(kept, best, attempts)
         if (step := _next(config, attempts)) is None or step[1] != folder:
             checkpoint.clear(work / folder)
+    if len(attempts) > 1 and best.check.holds is False:
+        tell(f"attempt {best.number + 1} of {len(attempts)} is written: its victim learns least")
     return best, attempts
 
 

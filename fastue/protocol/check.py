@@ -69,6 +69,7 @@ class CheckResult:
         return (
             f"check: a small victim ({self.arch}) reaches {self.reached:.0f} % at its best epoch, "
             f"{self.clean:.0f} % on clean pictures"
+            + ("" if self.holds else ": this does not protect")
         )
 
     def record(self) -> dict[str, Any]:

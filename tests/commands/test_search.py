@@ -118,10 +118,11 @@ def test_the_best_of_all_failures_is_written_and_called_one(weak, tiny_folder, t
     out = tmp_path / "out"
     command = ["protect", str(tiny_folder()), "--out", str(out), "--method", "weak"]
     command += ["--arch", "cnn-w2", "--max-sweeps", "2", "--mode", "class"]
-    for _ in range(2):  # the second time it is all there already
+    for attempt in ("first", "again"):  # the second time it is all there already
         assert main(command) == 1
         printed = capsys.readouterr().out
         assert "this does not protect: a small victim" in printed and "60 %, 80 %" in printed
+        assert ("attempt 2 of 4 is written" in printed) == (attempt == "first")
     assert [row["reached"] for row in manifest(out)["check"]["attempts"]] == [70, 60, 75, 60]
     assert manifest(out)["eps"] == EPS[0] and len(manifest(out)["history"]) == 4
     assert main(["verify", str(out)]) == 0

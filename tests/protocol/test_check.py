@@ -61,7 +61,10 @@ def test_a_handful_of_pictures_says_nothing(tiny):
 def test_what_holds():
     result = CheckResult("cnn", 1, 6, 4500, 500, 30.0, 50.0, 10.0)
     assert result.holds is True  # half of the gap from 50 to 10 is at 30
-    assert replace(result, reached=30.1).holds is False
+    weak = replace(result, reached=30.1)
+    assert weak.holds is False and weak.text().endswith(
+        "50 % on clean pictures: this does not protect"
+    )
     assert replace(result, clean=19.9).holds is None  # 9.9 points
     # Of 20 pictures, chance alone gives 10 +- 6.7 %: 50 % is a lot, 36 % is not.
     assert replace(result, held_out=20).holds is True
