@@ -87,6 +87,20 @@ def tiny_folder(tiny, tmp_path):
     return write
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--pictures", help="CIFAR-10 pictures in class folders, for some slow tests")
+
+
+@pytest.fixture(scope="session")
+def pictures(request):
+    """Real pictures, where a folder of them was named."""
+    from fastue.data.sources import open_dataset
+
+    if (folder := request.config.getoption("--pictures")) is None:
+        pytest.skip("needs real pictures: --pictures FOLDER")
+    return open_dataset(folder)
+
+
 def pytest_report_header() -> list[str]:
     """Backends that are not tested here, and why: what is absent is said once instead of being
     skipped case by case."""

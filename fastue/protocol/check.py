@@ -23,7 +23,8 @@ from fastue.victims.train import VictimConfig, train_victim
 ARCH, OTHER_ARCH = "vgg11-w8", "cnn-w16"  # the other one where the surrogate is of ARCH's family
 EPOCHS = 4
 BATCH = 64
-STEPS = 35  # of an epoch, at least: where there are few pictures, batches are smaller
+# At least: where there are few pictures, batches are smaller and epochs are more.
+STEPS_OF_EPOCH, STEPS = 35, 280
 PER_CLASS, CLASSES = 500, 10  # pictures drawn at most, so that the cost does not grow with the data
 HELD_OUT = 0.1
 # The clean victim has to learn so many points above chance, and so many standard deviations of
@@ -153,8 +154,9 @@ def _victim(config: Config, pictures: int) -> tuple[VictimConfig, int]:
     arch = OTHER_ARCH if surrogate.startswith(ARCH.partition("-")[0]) else ARCH
     precision = "bf16" if getattr(config, "precision", "") == "bf16" else "float32"
     seed = int(keyed_generator(config.seed, "check-victim").integers(1 << 31))
-    batch = min(BATCH, max(16, pictures // STEPS))
-    return VictimConfig(arch=arch, epochs=EPOCHS, batch=batch, precision=precision), seed
+    batch = min(BATCH, max(16, pictures // STEPS_OF_EPOCH))
+    epochs = max(EPOCHS, -(-STEPS // max(pictures // batch, 1)))
+    return VictimConfig(arch=arch, epochs=epochs, batch=batch, precision=precision), seed
 
 
 def _part(data: ImageDataset, rows: Tensor) -> ImageDataset:

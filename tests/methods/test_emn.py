@@ -58,9 +58,10 @@ def test_stop_needs_consecutive_good_sweeps(tiny, monkeypatch):
     assert result.converged
 
 
-@pytest.mark.parametrize("mode", ["sample", "class"])
-def test_killed_anywhere_and_resumed_gives_the_same_noise(tiny, tmp_path, mode):
-    data, config = tiny(), EMNConfig(mode=mode, steps=2, **{**SMALL, "max_sweeps": 3})
+@pytest.mark.parametrize("mode, crops", [("sample", False), ("class", False), ("sample", True)])
+def test_killed_anywhere_and_resumed_gives_the_same_noise(tiny, tmp_path, mode, crops):
+    settings = {**SMALL, "max_sweeps": 3, "crops": crops}
+    data, config = tiny(), EMNConfig(mode=mode, steps=2, **settings)
     whole = emn(data, config)
 
     class Killed(Exception):
@@ -83,6 +84,66 @@ def test_killed_anywhere_and_resumed_gives_the_same_noise(tiny, tmp_path, mode):
             continue
     assert calls > 12
     assert torch.equal(whole.noise, resumed.noise) and whole.history == resumed.history
+
+
+@pytest.mark.parametrize("mode", ["sample", "class"])
+@pytest.mark.parametrize("grain", [1, 4, 5])
+def test_noise_is_even_on_blocks(tiny, mode, grain):
+    noise = emn(tiny(), EMNConfig(mode=mode, grain=grain, **{**SMALL, "max_sweeps": 2})).noise
+    starts = torch.arange(12) // grain * grain
+    assert noise.shape[1:] == (3, 12, 12)
+    assert torch.equal(noise, noise[:, :, starts][..., starts])
+    neighbours = (noise[..., 1:] != noise[..., :-1]).any(0).any(0).any(0)
+    borders = [x for x in range(1, 12) if x % grain == 0]
+    assert (neighbours.nonzero()[:, 0] + 1).tolist() == borders
+
+
+def test_crops_in_the_search_change_the_noise_and_need_no_second_look(tiny):
+    plain, cropped = (
+        emn(tiny(), EMNConfig(mode="class", crops=crops, **{**SMALL, "max_sweeps": 15}))
+        for crops in (False, True)
+    )
+    assert not torch.equal(plain.noise, cropped.noise)
+    assert any("error_cropped" in entry for entry in plain.history)
+    assert not any("error_cropped" in entry for entry in cropped.history)
+
+
+def test_each_use_and_each_batch_has_its_own_crops(tiny):
+    data = tiny()
+    index = torch.arange(len(data))
+    run = loop.Run(data, EMNConfig(crops=True, **SMALL).on(data.device), loop.Surrogate, index)
+    assert run.view("noise", 3, index, crops=False) == {"grain": 4}
+    pictures = [
+        apply_noise(data.images, run.noise, index, **run.view(use, number, index))
+        for use, number in (("noise", 3), ("noise", 3), ("noise", 4), ("training", 3))
+    ]
+    assert torch.equal(pictures[0], pictures[1])
+    assert not torch.equal(pictures[0], pictures[2])
+    assert not torch.equal(pictures[0], pictures[3])
+
+
+def test_a_search_that_only_the_crops_hold_up_ends(tiny):
+    result = emn(tiny(40), EMNConfig(mode="class", subset=1.0, **{**SMALL, "max_sweeps": 60}))
+    late = result.history[-loop.PATIENCE :]
+    assert len(result.history) < 60 and all(entry["error"] <= 0.01 for entry in late)
+    assert not result.converged and "cropped and mirrored" in result.summary
+    assert all(entry["error_cropped"] > 0.01 for entry in late)
+
+
+def test_stronger_settings_end():
+    steps = [EMNConfig(grain=1, mode="class")]
+    while (after := steps[-1].stronger()) is not None:
+        steps.append(after)
+    assert [(c.grain, c.crops) for c in steps] == [(1, False), (4, False), (4, True), (8, True)]
+    assert EMNConfig(compat="emn2021").stronger() is None
+
+
+def test_the_public_code_has_noise_of_single_pixels():
+    old, new = EMNConfig(compat="emn2021", mode="class"), EMNConfig(mode="class")
+    assert (old.grain, old.stops_on_crops) == (1, False)
+    assert (new.grain, new.stops_on_crops) == (4, True)
+    # As before there was a grain: files of that time compare equal.
+    assert not {"grain", "crops"} & set(old.record()) and new.record()["grain"] == 4
 
 
 def test_snapshot_times_do_not_change_the_result(tiny, tmp_path):
