@@ -163,7 +163,12 @@ def tuned_inner(model, images, labels, eta, steps, precision="float32"):
 
 def ours(data, given, precision):
     config = EMNConfig(
-        arch=given.arch, batch=given.batch, steps=given.steps, max_sweeps=1, precision=precision
+        arch=given.arch,
+        batch=given.batch,
+        steps=given.steps,
+        max_sweeps=1,
+        precision=precision,
+        grain=1,
     )
     return emn(data, config).history[-1]["error"]
 

@@ -5,7 +5,8 @@ For each seed: noise for the first `--per-class` pictures of each class, picture
 written, and victims trained on them with crop and flip (10 epochs; `resnet10-w16*3` trains three
 times as long). Each victim is one row, appended to bench/results/protection.csv as soon as it is
 there; a row that is there already is not trained again, so a killed run goes on and several may
-share the file. `--setting clean` and `--setting random-class` are what to compare with.
+share the file. `--setting clean` and `--setting random-class` are what to compare with;
+`published-class` is the public code's search, to its own stop rule.
 
 `best` is the accuracy on all clean test pictures at the victim's best epoch, which only an oracle
 knows: the strictest reading. `stopped` is what an adversary gets who picks the epoch on one half of
@@ -16,6 +17,7 @@ printed at the end shows the worst seed of each setting; `--table` only prints i
 import argparse
 import csv
 import io
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -26,19 +28,26 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
+from bench.certify import out_of_place
+from bench.methods import EPS, min_min
 from bench.ops import facts
+from fastue import models
 from fastue.countermeasures.grayscale import grayscale
 from fastue.data.dataset import ImageDataset
 from fastue.data.sources import open_dataset
+from fastue.data.writers import protected_pictures
 from fastue.methods import configure, get
-from fastue.models.training import resolve_device
+from fastue.methods.base import Config, Perturbation
+from fastue.models.training import resolve_device, sgd, train_step
 from fastue.protocol.arms import ARMS, arm_pictures
+from fastue.protocol.check import check_protection
 from fastue.victims.train import VictimConfig, fit, stopped
 
 RESULTS = Path(__file__).parent / "results" / "protection.csv"
+CHECK = "check"  # among the victims: that of fastue protect
 CELL = ("setting", "per_class", "seed", "victim", "epochs", "after")
 FIELDS = (
-    *CELL, "final", "stopped", "best", "best_epoch", "sweeps", "error", "search_s", "victim_s", "pictures", "device",
+    *CELL, "final", "stopped", "best", "best_epoch", "sweeps", "error", "search_s", "victim_s", "clean", "holds", "pictures", "device",
     "threads", "load", "torch", "fastue", "commit", "time",
 )  # fmt: skip
 
@@ -79,13 +88,16 @@ AFTER = {
 }
 
 
-def protected(setting: str, data: ImageDataset, seed: int) -> tuple[ImageDataset, dict]:
-    """The training pictures under a setting, and how the search for the noise went."""
+def protected(setting: str, data: ImageDataset, seed: int) -> tuple:
+    """The training pictures under a setting, how the search for the noise went, and for a method
+    of ours the noise and its config."""
     method, _, rest = setting.partition(":") if ":" in setting else ("emn", "", setting)
     values = dict(word.split("=") for word in rest.split(",") if word)
     if setting in ARMS:
         budget = configure("emn", {}).budget
-        return arm_pictures(setting, seed, data, data, budget), {}
+        return arm_pictures(setting, seed, data, data, budget), {}, None, None
+    if setting == "published-class":
+        return *published_class(data, seed), None, None
     config = configure(method, {**values, "seed": seed}).on(data.device)
     start = time.perf_counter()
     result = get(method).make(data, config)
@@ -96,7 +108,47 @@ def protected(setting: str, data: ImageDataset, seed: int) -> tuple[ImageDataset
         "error": f"{history[-1]['error']:.4f}" if history else "",
         "search_s": f"{seconds:.1f}",
     }
-    return replace(data, images=result.apply(data.images, data.labels)), search
+    pictures = replace(data, images=result.apply(data.images, data.labels))
+    return pictures, search, result, config
+
+
+def published_class(
+    data: ImageDataset, seed: int, arch: str = "resnet10-w16"
+) -> tuple[ImageDataset, dict]:
+    """The public EMN code's class-wise search in our words, to its own stop rule (10 % error,
+    once), and the pictures as it writes them: without the negative half of the noise."""
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    model = out_of_place(models.build(arch, data.num_classes, data.shape[0], seed=seed))
+    optimizer = sgd(model, 0.1)
+    pictures, labels = data.images.contiguous().float() / 255, data.labels
+    noise = torch.zeros(data.num_classes, *data.shape)
+    searched = torch.randperm(len(data))[: len(data) // 5].split(128)
+    walk: list[torch.Tensor] = []
+    sweeps, error = 0, 1.0
+
+    def noisy(rows: torch.Tensor) -> torch.Tensor:
+        return torch.stack([pictures[row] + noise[labels[row]] for row in rows.tolist()])
+
+    while error > 0.1 and sweeps < 100:
+        model.train().requires_grad_(True)
+        for _ in range(10):
+            walk = walk or list(torch.randperm(len(data))[: len(data) // 128 * 128].split(128))
+            rows = walk.pop()
+            train_step(model, optimizer, noisy(rows), labels[rows], precision="float32", clip=5.0)
+        model.eval().requires_grad_(False)
+        for rows in searched:
+            eta = min_min(model, pictures[rows], labels[rows], noise[labels[rows]], 1)
+            for k in labels[rows].unique().tolist():
+                noise[k] = eta[labels[rows] == k].mean(0).clamp(-EPS, EPS).detach()
+        wrong = sum(int((model(noisy(rows)).argmax(1) != labels[rows]).sum()) for rows in searched)
+        sweeps, error = sweeps + 1, wrong / sum(map(len, searched))
+    seconds = time.perf_counter() - start
+    shown = protected_pictures(
+        data.images, (noise * 255).round().to(torch.int8), labels, change="positive"
+    )
+    search = {"sweeps": sweeps, "error": f"{error:.4f}", "search_s": f"{seconds:.1f}"}
+    return replace(data, images=shown), search
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -117,43 +169,53 @@ def append(path: Path, row: dict) -> None:
         file.write(text.getvalue())
 
 
+def trained(pictures: ImageDataset, test: ImageDataset, cell: dict) -> dict:
+    """The figures of one victim. Its seed is not the noise's: the adversary does not know that."""
+    shown = replace(pictures, images=AFTER[cell["after"]](pictures.images))
+    config = VictimConfig(arch=cell["victim"], epochs=cell["epochs"])
+    _, curves = fit(shown, test, config, seed=1000 + cell["seed"])
+    accuracy = curves["accuracy"]
+    return {
+        "final": accuracy[-1],
+        "stopped": stopped(curves)[0],
+        "best": max(accuracy),
+        "best_epoch": accuracy.index(max(accuracy)) + 1,
+    }
+
+
+def checked(data: ImageDataset, noise: Perturbation, config: Config) -> dict:
+    """What the check of `fastue protect` says."""
+    said = check_protection(data, noise, config)
+    return {"best": said.reached, "clean": said.clean, "holds": said.holds}
+
+
 def run(given, train: ImageDataset, test: ImageDataset) -> None:
     picked = [(train.labels == k).nonzero()[: given.per_class, 0] for k in range(train.num_classes)]
     data = train.subset(torch.cat(picked)).to(given.device)
     test = test.to(given.device)
-    common = {"per_class": given.per_class, "pictures": len(data), "device": given.device.type}
-    for seed in given.seeds:
-        for setting in given.setting:
-            pictures: ImageDataset | None = None
-            for victim in given.victims:
-                arch, _, times = victim.partition("*")
-                epochs = given.epochs * int(times or 1)
-                for after in given.after:
-                    cell = {**common, "setting": setting, "seed": seed, "victim": arch}
-                    cell |= {"epochs": epochs, "after": after}
-                    key = tuple(str(cell[name]) for name in CELL)
-                    if key in {tuple(r[name] for name in CELL) for r in rows_of(given.results)}:
-                        continue
-                    if pictures is None:
-                        pictures, search = protected(setting, data, seed)
-                    start = time.perf_counter()
-                    # Another seed than the noise's: the adversary does not know it.
-                    shown = replace(pictures, images=AFTER[after](pictures.images))
-                    config = VictimConfig(arch=arch, epochs=epochs)
-                    _, curves = fit(shown, test, config, seed=1000 + seed)
-                    accuracy = curves["accuracy"]
-                    figures = {
-                        "final": accuracy[-1],
-                        "stopped": stopped(curves)[0],
-                        "best": max(accuracy),
-                        "best_epoch": accuracy.index(max(accuracy)) + 1,
-                        "victim_s": f"{time.perf_counter() - start:.1f}",
-                    }
-                    known = {name: v for name, v in facts(given.device).items() if name in FIELDS}
-                    row = {**known, **cell, **search, **figures}
-                    row["load"] = f"{os.getloadavg()[0]:.1f}"
-                    append(given.results, row)
-                    print({name: row[name] for name in (*CELL, *search, *figures)}, flush=True)
+    common = {"per_class": given.per_class, "pictures": len(data)}
+    wanted = itertools.product(given.seeds, given.setting, given.victims, given.after)
+    made: tuple = ()  # of the last (seed, setting)
+    for seed, setting, victim, after in wanted:
+        arch, _, times = victim.partition("*")
+        cell = {**common, "setting": setting, "seed": seed, "victim": arch, "after": after}
+        cell["epochs"] = given.epochs * int(times or 1) if arch != CHECK else 0
+        key = [str(cell[name]) for name in CELL]
+        if any(key == [row[name] for name in CELL] for row in rows_of(given.results)):
+            continue
+        if made[:1] != ((seed, setting),):
+            made = ((seed, setting), *protected(setting, data, seed))
+        _, pictures, search, noise, config = made
+        start = time.perf_counter()
+        if arch == CHECK:
+            figures = checked(data, noise, config)
+        else:
+            figures = trained(pictures, test, cell)
+        figures["victim_s"] = f"{time.perf_counter() - start:.1f}"
+        about = {name: value for name, value in facts(given.device).items() if name in FIELDS}
+        about["load"] = f"{os.getloadavg()[0]:.1f}"
+        append(given.results, {**about, **cell, **search, **figures})
+        print({name: cell[name] for name in CELL}, search, figures, flush=True)
 
 
 def table(rows: list[dict]) -> str:
@@ -178,12 +240,18 @@ def table(rows: list[dict]) -> str:
             str(len(members)),
             f"**{max(best):.1f}** (seed {worst['seed']})",
             f"{sum(best) / len(best):.1f}",
-            f"{max(float(row['final']) for row in members):.1f}",
-            f"{min(float(row['best']) for row in beside):.1f}" if beside else "-",
+            f"{max(float(row['final']) for row in members):.1f}" if members[0]["final"] else "-",
+            f"{min(float(row['best']) for row in beside):.1f}" if beside else _clean(members),
             f"{min(sweeps)} to {max(sweeps)}" if sweeps else "-",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _clean(rows: list[dict]) -> str:
+    """Of a check, whose clean victim is its own."""
+    values = [float(row["clean"]) for row in rows if row.get("clean")]
+    return f"{min(values):.1f}" if values else "-"
 
 
 def numbers(text: str) -> list[int]:
