@@ -47,8 +47,8 @@ RESULTS = Path(__file__).parent / "results" / "protection.csv"
 CHECK = "check"  # among the victims: that of fastue protect
 CELL = ("setting", "per_class", "seed", "victim", "epochs", "after")
 FIELDS = (
-    *CELL, "final", "stopped", "best", "best_epoch", "sweeps", "error", "search_s", "victim_s", "clean", "holds", "pictures", "device",
-    "threads", "load", "torch", "fastue", "commit", "time",
+    *CELL, "final", "stopped", "best", "best_epoch", "clean", "holds", "sweeps", "error", "search_s",
+    "victim_s", "pictures", "device", "threads", "load", "torch", "fastue", "commit", "time",
 )  # fmt: skip
 
 
