@@ -33,7 +33,7 @@ MUTANTS = {
     "cuda: mean and std of the wrong channel": ("cuda", "csrc/common/device.h", "(v[c][q] - norm.mean[c]) * norm.inverse[c]", "(v[c][q] - norm.mean[q % C]) * norm.inverse[q % C]"),
     "cuda: half as bfloat16 in the next input": ("cuda", "csrc/common/device.h", "default: return store_input<__half>", "default: return store_input<__nv_bfloat16>"),
     "triton: a planar place in the interleaved order": ("triton", "kernels/_common.py", "return channel * area + pixel", "return e"),
-    "triton: crop from the wrong side": ("triton", "kernels/_common.py", "WIDTH - 1 - column, column) + right", "WIDTH - column, column) + right"),
+    "triton: crop from the wrong side": ("triton", "kernels/_common.py", "return row + down, column + right", "return row + down, column - right"),
     "triton: flip forgotten on the way back": ("triton", "kernels/_common.py", "row - down, column - right\n    if FLIP:", "row - down, column - right\n    if False:"),
     "triton: crop off by one on the way back": ("triton", "kernels/_common.py", "row, column = row - down, column - right", "row, column = row - down - 1, column - right"),
     "triton: block at the edge counted as a whole one": ("triton", "kernels/_common.py", "tl.minimum(WIDTH - left, GRAIN)", "GRAIN"),
