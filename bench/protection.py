@@ -1,5 +1,6 @@
 """Does a setting protect, on every seed? `python -m bench.protection TRAIN TEST --setting
-mode=class,grain=4 --seeds 0-9 --per-class 500 --victims resnet10-w16,cnn,vgg11-w8`.
+mode=class,grain=4 --seeds 0-9 --per-class 500 --victims resnet10-w16,cnn,vgg11-w8`. A setting is
+flags of EMN; another method goes before them (`pue:mode=class`).
 
 For each seed: noise for the first `--per-class` pictures of each class, pictures as they would be
 written, and victims trained on them with crop and flip (10 epochs; `resnet10-w16*3` trains three
@@ -91,13 +92,13 @@ AFTER = {
 def protected(setting: str, data: ImageDataset, seed: int) -> tuple:
     """The training pictures under a setting, how the search for the noise went, and for a method
     of ours the noise and its config."""
-    method, _, rest = setting.partition(":") if ":" in setting else ("emn", "", setting)
-    values = dict(word.split("=") for word in rest.split(",") if word)
     if setting in ARMS:
         budget = configure("emn", {}).budget
         return arm_pictures(setting, seed, data, data, budget), {}, None, None
     if setting == "published-class":
         return *published_class(data, seed), None, None
+    method, _, rest = setting.partition(":") if ":" in setting else ("emn", "", setting)
+    values = dict(word.split("=") for word in rest.split(",") if word)
     config = configure(method, {**values, "seed": seed}).on(data.device)
     start = time.perf_counter()
     result = get(method).make(data, config)
