@@ -183,11 +183,11 @@ def emn(
     progress of a Run.
     """
     c = config.on(data.device)
-    rows = torch.arange(len(data))
+    swept = torch.arange(len(data))
     if (count := c.searched(len(data), data.num_classes)) < len(data):
         order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(data))
-        rows = torch.from_numpy(order[:count])
-    run = Run(data, c, surrogate, rows, **surroundings)
+        swept = torch.from_numpy(order[:count])
+    run = Run(data, c, surrogate, swept, **surroundings)
     theta, noise, dtype = run.theta, run.noise, run.theta.frozen.dtype
     gradient_of = run.timed("network", theta.gradient)
     class_step, linf_step = (run.timed("ops", op) for op in (ops.class_step, ops.linf_step))
