@@ -48,7 +48,7 @@ MUTANTS = {
     "mirrored line shown as it is": ("cpp", "csrc/common/tile_cpu.cpp", "window.mirrored ? t.pixels - 1 - (p - from) : p - from", "p - from"),
     "cuda: flip forgotten on the way back": ("cuda", "csrc/common/view.h", "window.mirrored ? width - 1 - column : column};", "column};"),
     "cuda: mirrored about the wrong axis": ("cuda", "csrc/common/view.h", "width - 1 - to.x : to.x", "width - to.x : to.x"),
-    "cuda: block sum without its edge": ("cuda", "csrc/common/view.h", "y < block.bottom;", "y < block.bottom - (block.bottom == height);"),
+    "cuda: block sum without its edge": ("cuda", "csrc/common/view.h", "y < block.bottom;", "y < block.bottom - (block.bottom == view.height);"),
     "cuda: last block of a line past the picture": ("cuda", "csrc/common/view.h", "right < width ? right : width}", "right}"),
     "cuda: border not written": ("cuda", "csrc/common/blocks.h", "      if (!view.inside(view.source(next.window, here))) put(here, 0.0f);\n", ""),
     "cuda: border not normalised": ("cuda", "csrc/common/blocks.h", "put(here, 0.0f)", "out[view.at(here)] = narrowed<T>(0.0f)"),
