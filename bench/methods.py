@@ -163,6 +163,7 @@ def tuned_inner(model, images, labels, eta, steps, precision="float32"):
 
 def ours(data, given, precision):
     config = EMNConfig(
+        recipe="paper",
         arch=given.arch,
         batch=given.batch,
         steps=given.steps,

@@ -70,14 +70,18 @@ class EMNConfig(Config):
         "surrogate: resnet18, resnet10-w16 (w: width), cnn, timm:NAME …",
         shown="auto (resnet18 on a GPU, resnet10-w16 on a CPU)",
     )
-    recipe: str = flag(
-        "paper", "fast: 5 large noise steps for 20 small ones", choices=RECIPES, recorded=False
+    recipe: str | None = flag(
+        None,
+        "fast: 5 large noise steps for 20 small ones",
+        choices=RECIPES,
+        shown="fast; paper with --compat",
+        recorded=False,
     )
     steps: int | None = flag(
         None, "noise steps on a batch in a sweep", parse=whole, check=ABOVE_0, shown="the recipe's"
     )
     step: float | None = flag(
-        None, "size of a noise step", parse=pixels, check=ABOVE_0, shown="the recipe's, 0.8/255"
+        None, "size of a noise step", parse=pixels, check=ABOVE_0, shown="the recipe's"
     )
     grain: int | None = flag(
         None,
@@ -114,8 +118,10 @@ class EMNConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        large = self.recipe == "fast" and self.mode == "sample"
+        paper = self.recipe == "paper" or self.recipe is None and self.compat != "none"
+        large = not paper and self.mode == "sample"
         defaults = {
+            "recipe": "paper" if paper else "fast",
             "grain": GRAIN if self.compat == "none" else 1,
             "steps": 5 if large else 20 if self.mode == "sample" else 1,
             "step": 0.4 * self.eps if large else 0.8 / 255,

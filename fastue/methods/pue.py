@@ -42,6 +42,9 @@ class PUEConfig(EMNConfig):
 
     method = "pue"
 
+    recipe: str = flag(
+        "paper", "fast: one large noise step a level", choices=("paper", "fast"), recorded=False
+    )
     sigma: float = flag(
         0.25, "weight noise of the surrogate at the highest level", parse=number, check=ABOVE_0
     )

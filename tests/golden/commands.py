@@ -29,7 +29,7 @@ CLASSES, SIDE = ("circle", "square", "stripe"), 8
 # What is looked at is the noise, which the check of a protection would leave as it is or replace.
 _EMN = (
     "--arch cnn-w2 --steps 2 --max-sweeps 3 --precision float32 --device cpu --seed 3 "
-    "--grain 1 --no-check"
+    "--recipe paper --grain 1 --no-check"
 )
 _PUE = f"{_EMN} --method pue --sigma 0.05 --levels 2 --train-draws 2 --noise-draws 2"
 COMMANDS = {

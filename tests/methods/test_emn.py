@@ -232,14 +232,18 @@ def test_bad_arguments_are_named(arguments, named):
 
 
 def test_paper_values_for_each_mode():
-    assert (EMNConfig().steps, EMNConfig(mode="class").steps) == (20, 1)
-    assert EMNConfig().step == pytest.approx(0.8 / 255)
+    assert EMNConfig(recipe="paper").steps == 20 and EMNConfig(mode="class").steps == 1
+    assert EMNConfig(mode="class").step == pytest.approx(0.8 / 255)
 
 
 def test_recipes():
     assert EMNConfig(recipe="fast", mode="class") == EMNConfig(
         mode="class", steps=1, step=0.8 / 255, recipe="fast"
     )
-    fast = EMNConfig(recipe="fast")
+    paper = EMNConfig(recipe="paper")
+    assert (paper.steps, paper.step) == (20, 0.8 / 255)
+    assert EMNConfig(compat="emn2021") == EMNConfig(compat="emn2021", recipe="paper")
+    fast = EMNConfig()
+    assert fast == EMNConfig(recipe="fast")
     assert fast.steps == 5 and fast.step == pytest.approx(3.2 / 255)
     assert EMNConfig(recipe="fast", steps=7).steps == 7
