@@ -125,7 +125,7 @@ def test_each_use_and_each_batch_has_its_own_crops(tiny):
 def test_a_search_that_only_the_crops_hold_up_ends(tiny):
     result = emn(tiny(40), EMNConfig(mode="class", subset=1.0, **{**SMALL, "max_sweeps": 60}))
     late = result.history[-loop.PATIENCE :]
-    assert len(result.history) < 60 and all(entry["error"] <= 0.01 for entry in late)
+    assert 30 <= len(result.history) < 60 and all(entry["error"] <= 0.01 for entry in late)
     assert not result.converged and "cropped and mirrored" in result.summary
     assert all(entry["error_cropped"] > 0.01 for entry in late)
 
@@ -143,7 +143,17 @@ def test_the_public_code_has_noise_of_single_pixels():
     assert (old.grain, old.stops_on_crops) == (1, False)
     assert (new.grain, new.stops_on_crops) == (4, True)
     # As before there was a grain: files of that time compare equal.
-    assert not {"grain", "crops"} & set(old.record()) and new.record()["grain"] == 4
+    assert not {"grain", "crops", "min_sweeps"} & set(old.record()) and new.record()["grain"] == 4
+
+
+def test_coarse_noise_of_a_class_is_searched_for_long_enough(tiny):
+    assert [EMNConfig(mode=mode).min_sweeps for mode in ("class", "sample")] == [30, 0]
+    assert EMNConfig(mode="class", max_sweeps=7).min_sweeps == 7
+    assert EMNConfig(mode="class", grain=1).min_sweeps == 0
+    assert EMNConfig(mode="class", grain=1).stronger().min_sweeps == 30
+    # Whoever asks for more gets more than max_sweeps: the check of `fastue protect` does.
+    config = EMNConfig(mode="class", min_sweeps=4, **{**SMALL, "max_sweeps": 2})
+    assert len(emn(tiny(), config).history) == 4
 
 
 def test_snapshot_times_do_not_change_the_result(tiny, tmp_path):
