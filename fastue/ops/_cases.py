@@ -102,6 +102,13 @@ VIEWS = {
 }
 
 
+def views(dtype: torch.dtype) -> dict:
+    """All for float32. Half precision differs in loads and stores, which do not ask for the grain;
+    Triton's interpreter pays for each."""
+    few = ("crop", "grain_crop", "grain_crop_gray")
+    return VIEWS if dtype == torch.float32 else {name: VIEWS[name] for name in few}
+
+
 # For bench.ops: a batch of ImageNet-sized pictures, channels_last, and a large batch of CIFAR-sized
 # ones, planar.
 BENCH = {"imagenet": ((128, 3, 224, 224), INTERLEAVED), "cifar": ((8192, 3, 32, 32), PLANAR)}

@@ -14,7 +14,6 @@ from fastue.ops._cases import (
     PLANAR,
     SHAPES,
     STD,
-    VIEWS,
     bank,
     coarse,
     compact,
@@ -23,6 +22,7 @@ from fastue.ops._cases import (
     rows,
     sheet,
     view,
+    views,
 )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     )
     found["crop_beyond"] = _case(g, dtype, 8, 9, 3, 3, 4, **(keyed | dict(pad=6, flip=False)))
     for (name, ((c, h, w), seen)), (order, (layouts, of_out)) in itertools.product(
-        VIEWS.items(), LAYOUTS.items()
+        views(dtype).items(), LAYOUTS.items()
     ):
         norm = dict(mean=MEAN[:c], std=STD[:c]) if order != "planar" else {}
         args = _case(g, dtype, 4, 6, c, h, w, (*layouts[:2], of_out), **norm, **seen)

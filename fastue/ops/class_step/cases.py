@@ -12,13 +12,13 @@ from fastue.ops._cases import (
     LAYOUTS,
     PLANAR,
     SHAPES,
-    VIEWS,
     bank,
     coarse,
     gradient,
     offset,
     pictures,
     view,
+    views,
 )
 
 STEP = 0.8 / 255
@@ -52,7 +52,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     ):
         found[f"{shape}_{name}"] = _case(g, dtype, some, 7, c, h, w, layouts, ascend=name == "same")
     for (name, ((c, h, w), seen)), (order, (layouts, _)) in itertools.product(
-        VIEWS.items(), LAYOUTS.items()
+        views(dtype).items(), LAYOUTS.items()
     ):
         labels = [3, 0, 3, 1] if order == "same" else [2, 2, 0, 2]
         found[f"view_{name}_{order}"] = _case(

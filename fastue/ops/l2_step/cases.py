@@ -14,7 +14,6 @@ from fastue.ops._cases import (
     PLANAR,
     SHAPES,
     STD,
-    VIEWS,
     bank,
     coarse,
     gradient,
@@ -23,6 +22,7 @@ from fastue.ops._cases import (
     rows,
     sheet,
     view,
+    views,
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         )
         found[f"{shape}_{name}"] = _case(g, dtype, 2, 3, c, h, w, layouts, **more)
     for (name, ((c, h, w), seen)), (order, (layouts, of_out)) in itertools.product(
-        VIEWS.items(), LAYOUTS.items()
+        views(dtype).items(), LAYOUTS.items()
     ):
         more = dict(out=sheet(4, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
         if order == "same":

@@ -14,7 +14,6 @@ from fastue.ops._cases import (
     PLANAR,
     SHAPES,
     STD,
-    VIEWS,
     bank,
     coarse,
     compact,
@@ -24,6 +23,7 @@ from fastue.ops._cases import (
     rows,
     sheet,
     view,
+    views,
 )  # fmt: skip
 
 STEP = 0.8 / 255
@@ -105,7 +105,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         more |= dict(out=sheet(4, c, h, w, dtype, of_out), make=compact, scale=EPS / 127)
         found[f"{shape}_{name}_compact"] = _case(g, dtype, 4, 6, c, h, w, layouts, **more)
     for (name, ((c, h, w), seen)), (order, (layouts, of_out)) in itertools.product(
-        VIEWS.items(), LAYOUTS.items()
+        views(dtype).items(), LAYOUTS.items()
     ):
         more = dict(out=sheet(4, c, h, w, dtype, of_out), mean=MEAN[:c], std=STD[:c])
         if order == "same":  # no next input, and a mask of the bank's size
