@@ -94,7 +94,7 @@ VIEWS = {
     "grain": ((3, 8, 12), view(4)),
     "grain_edge": ((3, 7, 9), view(2)),
     "grain_edge_gray": ((1, 10, 11), view(4)),
-    "grain_beyond": ((3, 5, 7), view(16)),
+    "grain_beyond": ((3, 5, 7), view(8)),
     "grain_crop": ((3, 8, 12), view(2, IDS, 3, True)),
     "grain_edge_crop": ((3, 33, 35), view(4, IDS, 4, True)),
     "grain_crop_gray": ((1, 9, 8), view(3, IDS, 2, True)),

@@ -17,6 +17,7 @@ def test_thirty_noise_steps_on_every_backend(tiny, mode, backend, need_backend):
         arch="cnn-w4",
         precision="float32",
         batch=32,
+        grain=2,
         train_steps=2,
         steps=10,
         max_sweeps=3,

@@ -4,6 +4,7 @@ gradient, bit for bit."""
 import pytest
 import torch
 
+from fastue.ops._cases import view
 from tests.ops import checks
 
 BYTES = {  # budget, step, unit of the state; in 1/255
@@ -48,7 +49,7 @@ def test_every_value(case, ascend, dtype):
         args = dict(
             noise=stored.to(torch.int8).view(shape).clone(), grad=gradient, x=x,
             index=torch.zeros(1, dtype=torch.int64), step=step, eps=eps, ascend=ascend, scale=scale,
-            mask=None, out=torch.empty(shape), mean=[], std=[],
+            mask=None, out=torch.empty(shape), mean=[], std=[], **view(),
         )  # fmt: skip
         checks.need(op, side, args)
         results.append(checks.run(op, args, side.backend))
