@@ -136,15 +136,6 @@ class EMNConfig(Config):
             object.__setattr__(self, "stop_error", 0.1 if self.mode == "class" else 0.01)
             object.__setattr__(self, "stop_sweeps", 1)
 
-    @property
-    def stops_on_crops(self) -> bool:
-        """Whether the stop rule looks at cropped and mirrored pictures too: noise of a class has to
-        survive that. Under `crops` the sweeps look at them in any case; sample-wise noise that was
-        made without them misleads a victim though the surrogate does not know it cropped
-        (docs/EMN.md); the public code looks at the pictures as they are.
-        """
-        return self.mode == "class" and self.compat == "none" and not self.crops
-
     def on(self, device: torch.device) -> EMNConfig:
         auto = "resnet18" if torch.device(device).type == "cuda" else "resnet10-w16"
         return replace(

@@ -37,7 +37,6 @@ training = lazy("fastue.models.training")
 
 # Crops show up to this share of a side as border: 4 pixels of 32, as in the victims' training.
 CROP_PAD = 1 / 8
-PATIENCE = 10  # sweeps
 
 
 class Surrogate:
@@ -65,22 +64,11 @@ class Surrogate:
         """The sweeps that the stop rule looks at."""
         return history
 
-    def learnt(self, history: list[dict]) -> bool:
-        """The stop rule: the noisy pictures look learnt, as they are and, where that was asked for,
-        cropped and mirrored."""
-        c, sweeps = self.config, self.judged(history)
-        if len(history) < c.min_sweeps:
-            return False
-        errors = [max(entry["error"], entry.get("error_cropped", 0)) for entry in sweeps]
-        return len(errors) >= c.stop_sweeps and max(errors[-c.stop_sweeps :]) <= c.stop_error
-
     def finished(self, history: list[dict]) -> bool:
-        """Whether to stop: at the rule, or where the pictures have looked learnt for long but for
-        the crops. More sweeps change little then."""
         c = self.config
-        errors = [entry["error"] for entry in self.judged(history)[-PATIENCE:]]
-        stuck = len(errors) == PATIENCE and max(errors) <= c.stop_error
-        return self.learnt(history) or (stuck and len(history) >= c.min_sweeps)
+        recent = [entry["error"] for entry in self.judged(history)[-c.stop_sweeps :]]
+        enough = len(history) >= c.min_sweeps and len(recent) == c.stop_sweeps
+        return enough and max(recent) <= c.stop_error
 
 
 def input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,12 +160,12 @@ class Run:
         """Which row of the noise each picture takes."""
         return y if self.classwise else index
 
-    def view(self, use: str, number: int, index: Tensor, crops: bool | None = None) -> dict:
-        """How pictures are seen by the network: arguments of the ops. Under `crops` (the setting's,
-        by default) they are cropped and mirrored, by a draw for each (use, number, picture).
+    def view(self, use: str, number: int, index: Tensor) -> dict:
+        """How pictures are seen by the network: arguments of the ops. Under `crops` they are
+        cropped and mirrored, by a draw for each (use, number, picture).
         """
         c = self.config
-        if not (c.crops if crops is None else crops):
+        if not c.crops:
             return {"grain": c.grain}
         crop = {"ids": index, "seed": crop_seed(c.seed, use), "epoch": number}
         pad = round(CROP_PAD * min(self.data.shape[1:]))
@@ -200,35 +188,13 @@ class Run:
             self._report("noise", state["swept"], len(rows))
         error = 1 - int(self._correct) / len(rows)
         self._correct.zero_()
-        entry = {"sweep": state["sweep"], "error": error}
-        if self.config.stops_on_crops and error <= self.config.stop_error:
-            entry["error_cropped"] = self._error_cropped()
-        state["history"].append(entry)
+        state["history"].append({"sweep": state["sweep"], "error": error})
         state["sweep"], state["swept"] = state["sweep"] + 1, 0
         self.checkpoint.tick(self._snapshot)
 
     def count(self, right: Tensor) -> None:
         """How many pictures of a batch theta got right before the noise moved for the last time."""
         self._correct += right
-
-    def _error_cropped(self) -> float:
-        """theta's error rate on the noisy pictures as a victim's training shows them, cropped and
-        mirrored: noise that fits only where it lies is not learnt there."""
-        state, theta = self.state, self.theta.frozen.refresh()
-        for x, y, index in dataset.batches(self.data, self.batch, self.rows):
-            noisy = self.apply_noise(
-                x,
-                self.noise,
-                self.rows_of(y, index),
-                dtype=theta.dtype,
-                channels_last=True,
-                **self.view("stop", state["sweep"], index, crops=True),
-            )
-            with self.clock("network"), torch.no_grad():
-                self._correct += (theta(noisy).argmax(1) == y).sum()
-        error = 1 - int(self._correct) / len(self.rows)
-        self._correct.zero_()
-        return error
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The same function, its time counted under `name`."""
@@ -246,9 +212,8 @@ class Run:
         """
         self.checkpoint.save(self._snapshot)
         c, history = self.config, self.state["history"]
-        converged = self.theta.learnt(history)
+        converged = self.theta.finished(history)
         error = 100 * history[-1]["error"]
-        cropped = history[-1].get("error_cropped")
         warning = "the surrogate had not learnt the noisy pictures when the sweeps ran out"
         return Perturbation(
             self._spread(),
@@ -259,8 +224,7 @@ class Run:
             self.theta.model,
             c.arch,
             c.norm,
-            summary=f"{len(history)} sweeps, surrogate error on the noisy pictures {error:.2f} %"
-            + ("" if cropped is None else f", cropped and mirrored {100 * cropped:.2f} %"),
+            summary=f"{len(history)} sweeps, surrogate error on the noisy pictures {error:.2f} %",
             warning="" if converged else f"{warning}; try fastue attack",
             **more,
         )
@@ -286,7 +250,7 @@ class Run:
 
 @functools.cache
 def crop_seed(seed: int, use: str) -> int:
-    """Of the crops of one use: the surrogate's training, the noise steps, the stop rule."""
+    """Of the crops of one use: the surrogate's training, or the noise steps."""
     return int(keyed.keyed_generator(seed, f"crops {use}").integers(2**63))
 
 

@@ -142,10 +142,7 @@ def _protected(directory: Path) -> dict[str, str]:
     summary["images"] = pictures.hexdigest()
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["version"]
-    # What came after the recorded commit.
-    manifest.pop("visibility", None)
-    for entry in manifest["history"]:
-        entry.pop("error_cropped", None)
+    manifest.pop("visibility", None)  # came after the recorded commit
     for key, value in sorted(manifest.items()):
         summary[f"manifest.json: {key}"] = _hash(json.dumps(value, sort_keys=True).encode())
     return summary
