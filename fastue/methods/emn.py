@@ -52,10 +52,10 @@ COMPATS = {
 # Squares of so many pixels a side share a noise value. Noise of single pixels is another pattern
 # once a crop has moved it, and some seeds of it protect nothing (docs/EMN.md).
 GRAIN = 4
-LEAST_SWEEPS = 30  # class-wise
+GOOD_SWEEPS = 10  # in a row, class-wise
 # Until the stop rule held in our runs on CIFAR-10 pictures (docs/EMN.md): an order of magnitude,
 # not a promise.
-TYPICAL_SWEEPS = {"sample": (5, 15), "class": (30, 40)}
+TYPICAL_SWEEPS = {"sample": (5, 15), "class": (15, 25)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class EMNConfig(Config):
     crops: bool = flag(False, "search under random crops and flips: slower", before=False)
     max_sweeps: int = flag(100, "give up after this many", parse=whole, check=ABOVE_0)
     # The stop rule is not looked at before; `fastue protect` raises it where its check fails.
-    min_sweeps: int | None = flag(None, parse=whole, before=0)
+    min_sweeps: int = flag(0, parse=whole, before=0)
     compat: str = flag("none", "repeat a public code's bug", choices=COMPATS, recorded=False)
     precision: str = flag(
         "auto",
@@ -115,7 +115,7 @@ class EMNConfig(Config):
     # Error rate of the surrogate on the noisy pictures, before they are improved for it, in so many
     # sweeps in a row.
     stop_error: float = flag(0.01, parse=number, check=(lambda v: 0 <= v < 1, "must be in [0, 1)"))
-    stop_sweeps: int = flag(2, parse=whole, check=ABOVE_0)
+    stop_sweeps: int | None = flag(None, parse=whole, check=ABOVE_0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,7 +123,7 @@ class EMNConfig(Config):
         large = not paper and self.mode == "sample"
         defaults = {
             "recipe": "paper" if paper else "fast",
-            "min_sweeps": self.least_sweeps(),
+            "stop_sweeps": self.good_sweeps(),
             "grain": GRAIN if self.compat == "none" else 1,
             "steps": 5 if large else 20 if self.mode == "sample" else 1,
             "step": 0.4 * self.eps if large else 0.8 / 255,
@@ -144,11 +144,10 @@ class EMNConfig(Config):
             precision=training.resolve_precision(self.precision, device),
         )
 
-    def least_sweeps(self) -> int:
-        """Coarse class-wise noise that had just met the stop rule left some victims more at their
-        first epoch than noise that went on (docs/EMN.md)."""
-        coarse = self.mode == "class" and self.compat == "none" and self.grain != 1
-        return min(LEAST_SWEEPS, self.max_sweeps) if coarse else 0
+    def good_sweeps(self) -> int:
+        """How many in a row the stop rule asks for. Class-wise a sweep is short, and coarse noise
+        gets stronger for some time after the surrogate has learnt it."""
+        return GOOD_SWEEPS if self.mode == "class" and self.grain != 1 else 2
 
     def text(self) -> str:
         seen = ", under crops" if self.crops else ""
@@ -162,10 +161,10 @@ class EMNConfig(Config):
         if self.compat != "none":
             return None
         if self.grain < GRAIN:
-            return replace(self, grain=GRAIN, min_sweeps=None)
+            return replace(self, grain=GRAIN, stop_sweeps=None, min_sweeps=0)
         if not self.crops:
-            return replace(self, crops=True, min_sweeps=None)
-        coarser = replace(self, grain=2 * GRAIN, min_sweeps=None)
+            return replace(self, crops=True, min_sweeps=0)
+        coarser = replace(self, grain=2 * GRAIN, min_sweeps=0)
         return coarser if self.grain < coarser.grain else None
 
     def warnings(self) -> list[str]:

@@ -65,8 +65,8 @@ class PUEConfig(EMNConfig):
     # Error rate of a sweep from which on the weights are perturbed.
     smooth_below: float = flag(0.5, parse=number)
 
-    def least_sweeps(self) -> int:
-        return 0
+    def good_sweeps(self) -> int:
+        return 2
 
     def ladder(self) -> list[float]:
         """The noise levels, from 0 to sigma; the level 0 is passed once, not once a draw."""

@@ -35,9 +35,6 @@ class WeakConfig(EMNConfig):
     method = "weak"
     eps: float = EPS[0]
 
-    def least_sweeps(self):
-        return 0
-
     def stronger(self):
         larger = [eps for eps in EPS if eps > self.eps]
         return replace(self, eps=larger[0]) if larger else None

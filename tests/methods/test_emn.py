@@ -133,10 +133,10 @@ def test_the_public_code_has_noise_of_single_pixels():
 
 
 def test_coarse_noise_of_a_class_is_searched_for_long_enough(tiny):
-    assert [EMNConfig(mode=mode).min_sweeps for mode in ("class", "sample")] == [30, 0]
-    assert EMNConfig(mode="class", max_sweeps=7).min_sweeps == 7
-    assert EMNConfig(mode="class", grain=1).min_sweeps == 0
-    assert EMNConfig(mode="class", grain=1).stronger().min_sweeps == 30
+    assert [EMNConfig(mode=mode).stop_sweeps for mode in ("class", "sample")] == [10, 2]
+    assert EMNConfig(mode="class", grain=1).stop_sweeps == 2
+    assert EMNConfig(mode="class", grain=1).stronger().stop_sweeps == 10
+    assert EMNConfig(mode="class", compat="emn2021").stop_sweeps == 1
     # Whoever asks for more gets more than max_sweeps: the check of `fastue protect` does.
     config = EMNConfig(mode="class", min_sweeps=4, **{**SMALL, "max_sweeps": 2})
     assert len(emn(tiny(), config).history) == 4
