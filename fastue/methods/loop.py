@@ -30,6 +30,7 @@ F = lazy("torch.nn.functional")
 core = lazy("fastue.core.clock")
 dataset = lazy("fastue.data.dataset")
 frozen = lazy("fastue.models.frozen")
+grain = lazy("fastue.ops._grain")
 keyed = lazy("fastue.data.keyed")
 models = lazy("fastue.models")
 ops = lazy("fastue.ops")
@@ -111,7 +112,7 @@ class Run:
         self.theta = surrogate(model, config)
         bank = data.num_classes if self.classwise else len(data)
         c, h, w = data.shape
-        size = (-(-h // config.grain), -(-w // config.grain))  # a value of the bank covers a block
+        size = grain.size(h, config.grain), grain.size(w, config.grain)
         noise = torch.zeros(bank, c, *size, device=data.device)
         self.noise = noise.contiguous(memory_format=torch.channels_last)
         self.apply_noise = self.timed("ops", ops.apply_noise)
@@ -216,7 +217,7 @@ class Run:
         error = 100 * history[-1]["error"]
         warning = "the surrogate had not learnt the noisy pictures when the sweeps ran out"
         return Perturbation(
-            self._spread(),
+            grain.spread(self.noise, c.grain, *self.data.shape[1:]),
             c.mode,
             c.eps,
             history,
@@ -228,14 +229,6 @@ class Run:
             warning="" if converged else f"{warning}; try fastue attack",
             **more,
         )
-
-    def _spread(self) -> Tensor:
-        """The noise at the size of the pictures."""
-        _, h, w = self.data.shape
-        rows, columns = (
-            torch.arange(side, device=self.noise.device) // self.config.grain for side in (h, w)
-        )
-        return self.noise.index_select(2, rows).index_select(3, columns)
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict]:
         tensors = {"noise": self.noise, **pack(self.theta.model, self.theta.optimizer)}
