@@ -1,15 +1,16 @@
-"""A picture folder with one sub-folder a class, read into memory."""
+"""A picture folder with one sub-folder a class, read into memory or into a cache on disk."""
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fastue.core.errors import DataError
-from fastue.data.dataset import ImageDataset
+from fastue.data.cache import cached, remember
+from fastue.data.dataset import ImageDataset, Pages
 from fastue.data.parallel import map_blocks
 from fastue.data.pictures import EXTENSIONS, PictureError, decode
 
@@ -26,29 +27,48 @@ def some(names: Iterable[str], count: int = _NAMED) -> str:
 
 
 def open_folder(
-    root: Path, *, size: int | None, table: dict[str, str] | None, on_error: str
+    root: Path,
+    *,
+    size: int | None,
+    table: dict[str, str] | None,
+    on_error: str,
+    cache: Path | None = None,
+    limit: int = 0,
 ) -> ImageDataset:
     """Every picture below root/<class>/, sub-folders included; ids are paths below root, sorted.
 
     With `table` (relative path -> class name) the folder may have any shape and the table gives the
-    classes.
+    classes. Pictures of more than `limit` bytes in all are decoded into the folder `cache`, if it
+    is given, and stay there.
     """
     notes: list[str] = []
     if table is None:
         ids, labels, classes = _scan_classes(root, notes)
     else:
         ids, labels, classes = _scan_table(root, table, notes)
-    pixels, rows = read_pictures(root, ids, size=size, on_error=on_error, notes=notes)
+    pages = None
+    if cache is not None and _bytes(root, ids, size) > limit:
+        pages, rows = _cached_pictures(
+            root, ids, size=size, on_error=on_error, notes=notes, cache=cache
+        )
+        images = pages.images
+    else:
+        pixels, rows = read_pictures(root, ids, size=size, on_error=on_error, notes=notes)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     label_of_row = np.asarray(labels, dtype=np.int64)[rows]
     classes, label_of_row = _drop_empty(root, classes, label_of_row, on_error, notes)
-    return ImageDataset(
-        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+    dataset = ImageDataset(
+        images=images,
         labels=torch.from_numpy(label_of_row),
         ids=[ids[row] for row in rows],
         classes=classes,
         source=str(root),
         notes=notes,
+        pages=pages,
     )
+    if pages is not None:
+        remember(pages, dataset.fingerprint())
+    return dataset
 
 
 def read_pictures(
@@ -68,6 +88,85 @@ def read_pictures(
     return (pixels[rows] if outcome.bad else pixels), rows
 
 
+def _bytes(root: Path, ids: list[str], size: int | None) -> int:
+    """Of all pictures, if they are all like the first."""
+    first = _first_readable(root, ids, size)
+    return 0 if first is None else first.size * len(ids)
+
+
+def _cached_pictures(
+    root: Path, ids: list[str], *, size: int | None, on_error: str, notes: list[str], cache: Path
+) -> tuple[Pages, np.ndarray]:
+    """As read_pictures, the pictures in a file of the cache."""
+    first = _first_readable(root, ids, size)
+    assert first is not None  # pictures of no bytes go into no cache
+    channels = first.shape[2]
+    key = [str(root.resolve()), ids, [_stamp(root / name) for name in ids], size]
+    while True:
+        shape = (*first.shape[:2], channels)
+
+        def blocks(begin: int) -> Iterator[tuple[np.ndarray, int, dict]]:
+            return _decoded_blocks(root, ids, size, shape, begin, on_error)  # noqa: B023
+
+        try:
+            pages, found = cached(cache, root.name, [key, channels], shape, blocks)
+            break
+        except _ColourError:
+            channels = 3  # the first was gray, another is coloured: again, with room for colours
+    outcome = _Outcome()
+    for note in found:
+        outcome.add(_Outcome.of(note))
+    _refuse_unreadable(root, ids, outcome, on_error)
+    _note(ids, outcome, channels, notes)
+    rows = np.array(sorted(set(range(len(ids))) - set(outcome.bad)), dtype=np.int64)
+    return pages, rows
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes with a file's content."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1  # decoding will say why
+    return status.st_size, status.st_mtime_ns
+
+
+class _ColourError(Exception):
+    """A coloured picture among gray ones."""
+
+
+def _decoded_blocks(
+    root: Path,
+    ids: list[str],
+    size: int | None,
+    shape: tuple[int, int, int],
+    begin: int,
+    on_error: str,
+) -> Iterator[tuple[np.ndarray, int, dict]]:
+    """Blocks for data.cache.cached; pictures of another size stop, naming the sizes."""
+    height, width, channels = shape
+
+    def work(rows: range) -> tuple[np.ndarray, int, _Outcome]:
+        pixels = np.empty((len(rows), *shape), dtype=np.uint8)
+        outcome = _decode_into(
+            pixels, root, ids, size, range(begin + rows.start, begin + rows.stop)
+        )
+        good = [row for row in rows if begin + row not in outcome.bad]
+        return pixels[np.array(good, dtype=np.int64) - rows.start], begin + rows.stop, outcome
+
+    total = _Outcome()
+    for pixels, end, outcome in map_blocks(work, len(ids) - begin, _BLOCK):
+        if channels == 1 and any(found[2] == 3 for found in outcome.shapes):
+            raise _ColourError
+        total.bad |= outcome.bad
+        if outcome.bad:
+            _refuse_unreadable(root, ids, total, on_error)
+        for found, rows in outcome.shapes.items():
+            total.shapes[found].append(rows[0])
+        _refuse_sizes(root, ids, total)
+        yield pixels, end, outcome.note(channels)
+
+
 class _Outcome:
     """What decoding met: rows by the reason why not, by shape, and by kind of conversion."""
 
@@ -75,6 +174,21 @@ class _Outcome:
         self.bad: dict[int, str] = {}
         self.shapes: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         self.converted: dict[str, list[int]] = defaultdict(list)
+
+    def note(self, channels: int) -> dict:
+        """What is unusual in it, as JSON; empty where nothing is."""
+        gray = {shape: rows for shape, rows in self.shapes.items() if shape[2] < channels}
+        parts = {"bad": self.bad, "gray": list(gray.items()), "converted": self.converted}
+        return {name: part for name, part in parts.items() if part}
+
+    @classmethod
+    def of(cls, note: dict) -> "_Outcome":
+        """The reverse of `note`."""
+        outcome = cls()
+        outcome.bad = {int(row): reason for row, reason in note.get("bad", {}).items()}
+        outcome.shapes.update({tuple(shape): rows for shape, rows in note.get("gray", [])})
+        outcome.converted.update(note.get("converted", {}))
+        return outcome
 
     def add(self, other: "_Outcome") -> None:
         self.bad |= other.bad
@@ -91,32 +205,35 @@ def _decode_all(root: Path, ids: list[str], size: int | None) -> tuple[np.ndarra
     while True:
         check_memory(root, len(ids) * height * width * channels)
         pixels = np.empty((len(ids), height, width, channels), dtype=np.uint8)
-        outcome = _decode_into(pixels, root, ids, size)
+        outcome = _Outcome()
+
+        def work(rows: range, pixels: np.ndarray = pixels) -> _Outcome:
+            return _decode_into(pixels[rows.start : rows.stop], root, ids, size, rows)
+
+        for part in map_blocks(work, len(ids), _BLOCK):
+            outcome.add(part)
         if channels == 3 or not any(shape[2] == 3 for shape in outcome.shapes):
             return pixels, outcome
         channels = 3  # the first was gray, another is coloured: again, with room for colours
 
 
-def _decode_into(pixels: np.ndarray, root: Path, ids: list[str], size: int | None) -> _Outcome:
-    def work(rows: range) -> _Outcome:
-        outcome = _Outcome()
-        for row in rows:
-            try:
-                picture, kinds = decode(root / ids[row], size)
-            except PictureError as error:
-                outcome.bad[row] = str(error)
-                continue
-            outcome.shapes[picture.shape].append(row)
-            for kind in kinds:
-                outcome.converted[kind].append(row)
-            if picture.shape[:2] == pixels.shape[1:3] and picture.shape[2] <= pixels.shape[3]:
-                pixels[row] = picture  # gray is repeated over the three channels
-        return outcome
-
-    total = _Outcome()
-    for outcome in map_blocks(work, len(ids), _BLOCK):
-        total.add(outcome)
-    return total
+def _decode_into(
+    pixels: np.ndarray, root: Path, ids: list[str], size: int | None, rows: range
+) -> _Outcome:
+    """Fill pixels uint8 [len(rows),H,W,C] by the pictures of these rows that fit."""
+    outcome = _Outcome()
+    for place, row in enumerate(rows):
+        try:
+            picture, kinds = decode(root / ids[row], size)
+        except PictureError as error:
+            outcome.bad[row] = str(error)
+            continue
+        outcome.shapes[picture.shape].append(row)
+        for kind in kinds:
+            outcome.converted[kind].append(row)
+        if picture.shape[:2] == pixels.shape[1:3] and picture.shape[2] <= pixels.shape[3]:
+            pixels[place] = picture  # gray is repeated over the three channels
+    return outcome
 
 
 def _refuse_unreadable(root: Path, ids: list[str], outcome: _Outcome, on_error: str) -> None:

@@ -1,6 +1,7 @@
 """Threads for decoding and encoding: Pillow and zlib release the interpreter lock meanwhile."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,8 +22,13 @@ def map_blocks(work: Callable[[range], T], n: int, block: int = 64) -> Iterator[
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        futures = [pool.submit(work, rows) for rows in ranges]
-        for future in futures:
-            yield future.result()
+        # Only so far ahead: results that nobody has taken yet are memory.
+        ahead: deque = deque()
+        for rows in ranges:
+            ahead.append(pool.submit(work, rows))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

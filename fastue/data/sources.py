@@ -1,4 +1,4 @@
-"""open_dataset: whatever the user names, as a resident ImageDataset."""
+"""open_dataset: whatever the user names, as an ImageDataset."""
 
 import csv
 import os
@@ -18,14 +18,19 @@ def open_dataset(
     size: int | None = None,
     labels: str | os.PathLike[str] | None = None,
     on_error: str = "stop",
+    cache: str | os.PathLike[str] | None = None,
+    limit: int = 0,
 ) -> ImageDataset:
-    """Read a data set into memory.
+    """Read a data set into memory, or for a folder of pictures into a file.
 
     source    a folder with one sub-folder a class (PNG, JPEG, WebP, BMP), a .npz file with x and y,
               torchvision:NAME:FOLDER[:train|test], or demo:train, demo:test
     size      resize the shorter side to this and cut out the centre; without it all pictures must
-    have one size labels    a CSV table `file,class` for a folder that is not sorted into classes
+              have one size
+    labels    a CSV table `file,class` for a folder that is not sorted into classes
     on_error  "stop" (default) or "skip": what to do with pictures that cannot be read
+    cache     a folder for decoded pictures: those of a folder that take more than `limit` bytes are
+              kept there, and mapped into memory; the next call finds them
 
     What was converted or left out is listed in `.notes`. Raises UsageError for an argument that
     makes no sense and DataError for pictures or labels that cannot be used; nothing is written in
@@ -49,7 +54,14 @@ def open_dataset(
         dataset = open_torchvision(name, size=size)
     elif path.is_dir():
         table = None if labels is None else _read_table(Path(labels))
-        dataset = open_folder(path, size=size, table=table, on_error=on_error)
+        dataset = open_folder(
+            path,
+            size=size,
+            table=table,
+            on_error=on_error,
+            cache=None if cache is None else Path(cache),
+            limit=limit,
+        )
     elif is_npz(path):
         dataset = open_npz(path, size=size)
     elif not path.exists():
