@@ -81,7 +81,7 @@ def preview_of(
     chosen = (first + [i for i in range(len(labels)) if i not in set(first)])[:rows]
     files = [directory / manifest["pictures"]["files"][row] for row in chosen]
     written = torch.from_numpy(np.stack([decode(file)[0] for file in files])).permute(0, 3, 1, 2)
-    clean, levels = originals.images[chosen].cpu(), manifest["levels"]
+    clean, levels = originals.take(torch.tensor(chosen)).cpu(), manifest["levels"]
     if Budget.of(manifest).norm != "linf":  # no bound on a single value: drawn to what is there
         levels = int((written.int() - clean.int()).abs().max())
     if "visibility" in manifest:

@@ -2,7 +2,8 @@
 last.
 
     OUT/noise/unfinished.json            what is being made here; gone when the manifest stands
-    OUT/noise/shard-00000.safetensors    noise int8 [rows, C, H, W]
+    OUT/noise/shard-00000.safetensors    noise int8 [rows, C, h, w]: at the grain it was made at, a
+                                     value for each square of so many pixels
     OUT/noise/pictures.safetensors       sha256 of each written picture's pixels, uint8 [N, 32]
     OUT/manifest.json                    everything needed to look the noise up and to check the
                                          pictures
@@ -11,12 +12,13 @@ The shard is the unit of commit: it is there whole or not at all. No file holds 
 name, so equal runs give equal bytes.
 """
 
+import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from fastue.data.budget import CHANGES, Budget, change_of, lengths, within_lengt
 from fastue.data.dataset import ImageDataset
 from fastue.data.layout import MANIFEST
 from fastue.data.tensorfile import file_sha256, read_header, read_tensors, write_tensors
+from fastue.ops._grain import size, spread
 
 FORMAT = 1
 
@@ -61,7 +64,7 @@ _IDENTITY = (
 )
 # The same for what came later. Named only where it is not what it always was, so that old stores
 # stay as they are.
-_LATER = {"norm": "linf", "change": "additive"}
+_LATER = {"norm": "linf", "change": "additive", "grain": 1}
 _REQUIRED = (
     *_IDENTITY,
     "format",
@@ -111,6 +114,7 @@ class NoiseStore:
         header: dict[str, Any],
         norm: str = "linf",
         change: str | None = None,
+        grain: int = 1,
         levels: int | None = None,
         shard_rows: int | None = None,
     ) -> "NoiseStore":
@@ -119,14 +123,15 @@ class NoiseStore:
 
         `eps` is the budget in [0,1] pixel units and `norm` what it bounds ("linf": each value,
         "l2": a picture's 2-norm); `levels` is the largest value in whole steps of 1/255 (default:
-        what the budget allows, rounded down). `change` says how noise becomes a picture (see
+        what the budget allows, rounded down), `grain` the side of the squares of pixels that share
+        a value. `change` says how noise becomes a picture (see
         fastue.data.budget; default: what the header's `compat` stands for). `header` holds `method`
         and `config`, optionally `seed` (else the config's), `compat`, and anything else that can be
         JSON. Raises UsageError when the directory holds another run or other files, DataError when
         the disk is too small.
         """
         directory = Path(directory)
-        full = _full_header(dataset, per, eps, norm, change, levels, shard_rows, header)
+        full = _full_header(dataset, per, eps, norm, change, grain, levels, shard_rows, header)
         for name in (MANIFEST, _UNFINISHED):
             if (directory / name).exists():
                 header_there = _read_json(directory / name)
@@ -141,7 +146,8 @@ class NoiseStore:
                     f"{directory / name}: holds files that no fastue run here wrote; "
                     "choose another --out"
                 )
-        free_space_check(directory, full["rows"] * int(np.prod(full["shape"])) + (1 << 20))
+        stored = _stored(full["shape"], full.get("grain", 1))
+        free_space_check(directory, full["rows"] * math.prod(stored) + (1 << 20))
         make_folder(directory / "noise")
         atomic_write_json(directory / _UNFINISHED, full)
         return cls(directory, full, finished=False)
@@ -200,6 +206,16 @@ class NoiseStore:
         return c, h, w
 
     @property
+    def grain(self) -> int:
+        """Side of the squares of pixels that share a noise value."""
+        return self.header.get("grain", _LATER["grain"])
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """(C, h, w) of the noise in the shards."""
+        return _stored(self.shape, self.grain)
+
+    @property
     def shard_count(self) -> int:
         return -(-self.header["rows"] // self.header["shard_rows"])
 
@@ -220,11 +236,11 @@ class NoiseStore:
         ]
 
     def write_shard(self, shard: int, noise: Tensor) -> None:
-        """Commit int8 noise [rows, C, H, W] of one shard. Raises DataError when it breaks the type
+        """Commit int8 noise [rows, C, h, w] of one shard. Raises DataError when it breaks the type
         or the budget.
         """
         rows = self.shard_slice(shard)
-        expected = (rows.stop - rows.start, *self.shape)
+        expected = (rows.stop - rows.start, *self.stored)
         if noise.dtype != torch.int8 or tuple(noise.shape) != expected:
             kind = f"{str(noise.dtype).removeprefix('torch.')} {list(noise.shape)}"
             raise DataError(
@@ -283,18 +299,26 @@ class NoiseStore:
         """
         numbers = self._numbers(index)
         if self.header["per"] == "class":
-            numbers = np.asarray(self.header["labels"], dtype=np.int64)[numbers]
-        out = np.empty((len(numbers), *self.shape), dtype=np.int8)
+            numbers = self._labels[numbers]
+        out = np.empty((len(numbers), *self.stored), dtype=np.int8)
         shards = numbers // self.header["shard_rows"]
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
             out[places] = self._map(int(shard))[numbers[places] - shard * self.header["shard_rows"]]
-        return torch.from_numpy(out)
+        return self._shown(out)
+
+    @functools.cached_property
+    def _labels(self) -> np.ndarray:
+        return np.asarray(self.header["labels"], dtype=np.int64)
+
+    def _shown(self, noise: np.ndarray) -> Tensor:
+        """At the size of the pictures."""
+        return spread(torch.from_numpy(noise), self.grain, *self.shape[1:])
 
     def bank(self) -> Tensor:
         """All noise in memory: int8 [N, C, H, W], or [K, C, H, W] when it is class-wise."""
         return torch.cat(
-            [torch.from_numpy(np.array(self._map(shard))) for shard in range(self.shard_count)]
+            [self._shown(np.array(self._map(shard))) for shard in range(self.shard_count)]
         )
 
     def shard_problems(self, *, checksums: bool = True) -> list[str]:
@@ -320,7 +344,7 @@ class NoiseStore:
             if head.state != self._shard_state(shard):
                 return f"{path}: belongs to another run"
             entry = head.entries.get("noise")
-            if entry is None or entry[:2] != ("I8", (rows.stop - rows.start, *self.shape)):
+            if entry is None or entry[:2] != ("I8", (rows.stop - rows.start, *self.stored)):
                 return f"{path}: does not hold int8 noise of the right shape"
             if checksums:
                 noise = read_tensors(path)[0]["noise"]
@@ -361,14 +385,19 @@ def tidy(directory: Path) -> None:
             (directory / _UNFINISHED).unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _mapped(path: Path, _changed: int) -> np.ndarray:
     return read_header(path).map_array("noise", np.int8)
 
 
-@lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)
 def _places(ids: tuple[str, ...]) -> dict[str, int]:
     return {name: row for row, name in enumerate(ids)}
+
+
+def _stored(shape: Sequence[int], grain: int) -> tuple[int, int, int]:
+    c, h, w = shape
+    return c, size(h, grain), size(w, grain)
 
 
 def _shard_name(shard: int) -> str:
@@ -398,6 +427,7 @@ def _full_header(
     eps: float,
     norm: str,
     change: str | None,
+    grain: int,
     levels: int | None,
     shard_rows: int | None,
     header: dict[str, Any],
@@ -407,11 +437,15 @@ def _full_header(
     if change not in (None, *CHANGES):
         raise UsageError(f"change {change!r}: use one of {', '.join(CHANGES)}")
     most = Budget(eps, norm).levels
+    if (
+        norm == "l2" and grain != 1
+    ):  # the length of a picture's noise is not that of its coarse form
+        raise UsageError("noise in l2 is stored at the size of the pictures: grain 1")
     if levels is None:
         levels = most
     if not 1 <= levels <= most:
         raise UsageError(f"levels {levels}: eps {eps:g} allows 1 to {most} steps of 1/255")
-    pixels = int(np.prod(dataset.shape))
+    pixels = math.prod(_stored(dataset.shape, grain))
     if shard_rows is None:
         shard_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // pixels))
     config = header.get("config", {})
@@ -436,6 +470,8 @@ def _full_header(
     }
     if norm != _LATER["norm"]:
         full["norm"] = norm
+    if grain != _LATER["grain"]:
+        full["grain"] = grain
     if change not in (None, change_of(full)):
         full["change"] = change
     if "method" not in full:
@@ -501,6 +537,8 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
             and manifest["rows"] == (n if manifest["per"] == "sample" else classes)
             and len(manifest["shape"]) == 3
             and all(type(side) is int and side > 0 for side in manifest["shape"])
+            and type(manifest.get("grain", 1)) is int
+            and manifest.get("grain", 1) > 0
             and type(manifest["shard_rows"]) is int
             and manifest["shard_rows"] > 0
             and type(manifest["levels"]) is int

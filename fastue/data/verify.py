@@ -245,8 +245,8 @@ class _Check:
         result.changed += [self.names[row] for row in sorted(changed)]
 
     def _compare(self, originals: _Originals, rows: np.ndarray, pixels: np.ndarray) -> set[int]:
-        images = originals.source.images.permute(0, 2, 3, 1).cpu().numpy()
-        x = images[originals.rows[rows]]
+        wanted = torch.from_numpy(originals.rows[rows])
+        x = originals.source.take(wanted).permute(0, 2, 3, 1).cpu().numpy()
         change = pixels.astype(np.int16) - x
         strongest = np.abs(change).max((1, 2, 3))
         squares = np.square(change, dtype=np.int64).sum((1, 2, 3))

@@ -53,42 +53,45 @@ def protected_pictures(
 def write_folder(
     folder: str | os.PathLike[str],
     dataset: ImageDataset,
-    noise: Tensor,
-    rows: Tensor,
+    noise: Callable[[Tensor], Tensor],
     *,
     change: str = "additive",
+    part: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> WrittenPictures:
     """Write every picture of `dataset` with its noise as folder/<class>/<name>.png, by threads.
 
-    noise int8 [M,C,H,W] in 1/255, rows int64 [N] picks the noise of each picture. A file that
-    already holds the right pixels is left alone, so a killed run can be repeated. All is on the
-    disk when this returns. Raises DataError when a class name cannot be a folder name or the disk
-    is full.
+    noise(index) gives that of the rows `index` (int64 [B]) of the data set, int8 [B,C,H,W] in
+    1/255, as NoiseStore.rows does. Of `part` = (k, n) processes each writes its share of the
+    pictures, and has 0 for the hashes of the others. A file that already holds the right pixels is
+    left alone, so a killed run can be repeated. All is on the disk when this returns. Raises
+    DataError when a class name cannot be a folder name or the disk is full.
     """
     folder = Path(folder)
     names, notes = picture_names(dataset)
     for parent in sorted({os.path.dirname(name) for name in names}):
         make_folder(folder / parent)
-    hashes = np.empty((len(dataset), 32), dtype=np.uint8)
-    images, rows, noise = dataset.images.cpu(), rows.cpu(), noise.cpu()
+    hashes = np.zeros((len(dataset), 32), dtype=np.uint8)
+    own = range(part[0] * _BLOCK, len(dataset), part[1] * _BLOCK)  # where its blocks begin
 
-    def work(block: range) -> int:
-        part = slice(block.start, block.stop)
-        pictures = protected_pictures(images[part], noise, rows[part], change=change)
-        pixels = pictures.permute(0, 2, 3, 1).numpy()
-        for row in block:
-            picture = pixels[row - block.start]
+    def work(blocks: range) -> int:
+        (block,) = blocks
+        index = torch.arange(own[block], min(own[block] + _BLOCK, len(dataset)))
+        pictures = dataset.take(index.to(dataset.device)).cpu()
+        pictures = protected_pictures(
+            pictures, noise(index), torch.arange(len(index)), change=change
+        )
+        for row, picture in zip(index.tolist(), pictures.permute(0, 2, 3, 1).numpy(), strict=True):
             hashes[row] = pixel_hash(picture)
             if not _holds(folder / names[row], picture):
                 atomic_write_bytes(folder / names[row], encode_png(picture), durable=False)
-        return len(block)
+        return len(index)
 
-    done = 0
+    done, total = 0, sum(min(_BLOCK, len(dataset) - begin) for begin in own)
     with writing(folder):
-        for count in map_blocks(work, len(dataset), _BLOCK):
+        for count in map_blocks(work, len(own), 1):
             done += count
-            progress(done, len(dataset))
+            progress(done, total)
         sync_all()
     return WrittenPictures("png", [f"{folder.name}/{name}" for name in names], hashes, tuple(notes))
 

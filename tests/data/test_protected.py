@@ -28,7 +28,7 @@ def write(out, data, per, *, change="additive", kind="png"):
     for shard in store.missing_shards():
         store.write_shard(shard, noise[store.shard_slice(shard)])
     if kind == "png":
-        store.finish(write_folder(out / "images", data, noise, rows, change=change))
+        store.finish(write_folder(out / "images", data, store.rows, change=change))
     else:
         store.finish(write_npz(out / "protected.npz", data, noise, rows, change=change))
     return protected_pictures(data.images, noise, rows, change=change)

@@ -42,7 +42,9 @@ def protect(out, dataset, *, per="sample", compat="none", kind="png"):
     rows = dataset.labels if per == "class" else torch.arange(len(dataset))
     options = {"change": "positive" if compat == "emn2021" else "additive"}
     if kind == "png":
-        store.finish(write_folder(out / "images", dataset, noise, rows, **options))
+        store.finish(
+            write_folder(out / "images", dataset, lambda index: noise[rows[index]], **options)
+        )
     else:
         store.finish(write_npz(out / "protected.npz", dataset, noise, rows, **options))
     return noise[rows]
@@ -131,7 +133,7 @@ def test_names_are_unique_and_stay_in_the_class_folder(dataset, ids, names):
 def test_ids_that_leave_the_folder_are_refused(tmp_path, dataset, name):
     bad = replace(dataset, ids=[name, *dataset.ids[1:]])
     with pytest.raises(DataError, match="ids that cannot be file names"):
-        write_folder(tmp_path / "images", bad, noise_for(dataset), torch.arange(10))
+        write_folder(tmp_path / "images", bad, noise_for(dataset).__getitem__)
     assert not list(tmp_path.iterdir())
 
 
@@ -139,7 +141,7 @@ def test_ids_that_leave_the_folder_are_refused(tmp_path, dataset, name):
 def test_class_names_that_leave_the_folder_are_refused(tmp_path, dataset, name):
     bad = replace(dataset, classes=[name, "bee", "cow"])
     with pytest.raises(DataError, match="class names that cannot be folder names"):
-        write_folder(tmp_path / "images", bad, noise_for(dataset), torch.arange(10))
+        write_folder(tmp_path / "images", bad, noise_for(dataset).__getitem__)
     assert not list(tmp_path.iterdir())
 
 
@@ -188,7 +190,7 @@ def test_writing_again_repairs_and_touches_nothing_else(out, dataset, tmp_path):
     Image.new("RGB", (5, 6)).save(files[2])
     untouched = files[3].stat().st_mtime_ns
     time.sleep(0.01)
-    write_folder(out / "images", dataset, noise_for(dataset), torch.arange(10))
+    write_folder(out / "images", dataset, noise_for(dataset).__getitem__)
     assert digests(out) == before and files[3].stat().st_mtime_ns == untouched
 
 
@@ -242,8 +244,7 @@ def test_progress_counts_every_picture(tmp_path, dataset):
     write_folder(
         tmp_path,
         dataset,
-        noise_for(dataset),
-        torch.arange(10),
+        noise_for(dataset).__getitem__,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen[-1] == (10, 10)
@@ -259,7 +260,7 @@ def test_full_disk_while_writing(tmp_path, dataset, monkeypatch):
 
     monkeypatch.setattr(atomic.os, "replace", fail)
     with pytest.raises(DataError, match="disk is full"):
-        write_folder(tmp_path / "images", dataset, noise_for(dataset), torch.arange(10))
+        write_folder(tmp_path / "images", dataset, noise_for(dataset).__getitem__)
     assert not [path for path in (tmp_path / "images").rglob("*") if path.is_file()]
 
 
