@@ -54,3 +54,15 @@ def draw_range(text: str) -> range:
             f"{text!r}: write FIRST:LAST, such as 0:5000 for the first 5000 draws"
         )
     return draws
+
+
+def byte_count(text: str) -> int:
+    """`2G`, `500M` or a number of bytes; K, M, G and T are powers of 1024."""
+    unit = "KMGT".find(text[-1:].upper()) + 1 if text else 0
+    try:
+        value = float(text[:-1] if unit else text) * 1024**unit
+    except ValueError:
+        value = 0
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 2G or 500M")
+    return int(value)

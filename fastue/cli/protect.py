@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastue import methods
-from fastue.cli.parse import positive
+from fastue.cli.parse import byte_count, positive
 from fastue.cli.progress import Progress
 from fastue.methods.base import default_text
 
@@ -32,6 +32,15 @@ def add_arguments(parser) -> None:
         "--skip-bad",
         action="store_true",
         help="leave out pictures that cannot be read, and list them",
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="a folder to keep decoded pictures in, for the next run as well"
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=byte_count,
+        help="for pictures and noise beside the network, 2G or 500M: what needs more is kept in "
+        "files (default: half of what is free)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument(
@@ -84,6 +93,7 @@ def _metavar(setting) -> str:
 
 
 def run(args) -> int:
+    from fastue import distributed
     from fastue.commands.protect import protect
     from fastue.core.clock import Clock
     from fastue.models.training import resolve_device
@@ -101,6 +111,8 @@ def run(args) -> int:
         size=args.size,
         labels=args.labels,
         skip_bad=args.skip_bad,
+        cache=args.cache,
+        max_memory=args.max_memory,
         checkpoint_seconds=args.checkpoint_seconds,
         clock=clock,
         progress=progress.update,
@@ -108,6 +120,8 @@ def run(args) -> int:
         **settings,
     )
     progress.close()
+    if not distributed.first():  # under torchrun one speaks, and its exit code counts
+        return 0
     if result.plan:
         print(result.plan)
         return 0

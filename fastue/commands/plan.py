@@ -1,5 +1,7 @@
 """What a run will take, before it starts: the method says how long, the rest is arithmetic."""
 
+import math
+
 from fastue.data.dataset import ImageDataset
 from fastue.methods.base import Config, Method, duration
 from fastue.protocol.check import seconds as check_seconds
@@ -7,7 +9,7 @@ from fastue.protocol.check import seconds as check_seconds
 
 def plan(data: ImageDataset, method: Method, config: Config, *, check: bool = True) -> str:
     """Time, memory and disk of the method on `data` (on the device of `data`), as text."""
-    pixels = data.images[0].numel()
+    pixels = math.prod(data.shape)
     bank = (len(data) if config.mode == "sample" else data.num_classes) * pixels
     pictures = _bytes(len(data) * pixels)
     seconds = method.plan(data, config) if method.plan else "not known before"

@@ -1,28 +1,29 @@
 """`fastue protect` as a function: pictures in, noise by a method, then store, written pictures and
 manifest.
 
-The directory it fills: `run.json` (arguments, source, versions; written first), `work/`
-(checkpoints while running), `noise/` (shards), `images/` (the protected pictures),
-`surrogate.safetensors` (the network the noise was made with, for `fastue certify`; some methods
-have none), `manifest.json` (written last: its presence means complete), `preview.png`. Publish
-`images/` only: the noise undoes the protection.
+The directory it fills: `run.json` (arguments, source, versions; written first), `work/` (while
+running: checkpoints, and of a large set its decoded pictures and its noise), `noise/` (shards),
+`images/` (the protected pictures), `surrogate.safetensors` (the network the noise was made with,
+for `fastue certify`; some methods have none), `manifest.json` (written last: its presence means
+complete), `preview.png`. Publish `images/` only: the noise undoes the protection.
 """
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from fastue import methods
+from fastue import distributed, methods
 from fastue.commands.plan import plan as plan_text
 from fastue.commands.search import Attempt, search
-from fastue.core import info
+from fastue.core import info, memory, stop
 from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
 from fastue.data import visibility
@@ -32,11 +33,13 @@ from fastue.data.layout import MANIFEST, RUN_FILE, SURROGATE_FILE
 from fastue.data.preview import preview_of
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore, tidy
-from fastue.data.writers import protected_pictures, write_folder
+from fastue.data.writers import write_folder
 from fastue.methods.base import Config, Perturbation, silent
 from fastue.models import saved
 from fastue.models.training import resolve_device
 from fastue.protocol.check import CheckResult
+
+_LEAST_MEMORY = 64 << 20  # of pictures and of noise that a run keeps in memory, each
 
 
 @dataclass
@@ -66,6 +69,8 @@ def protect(
     size: int | None = None,
     labels: str | os.PathLike[str] | None = None,
     skip_bad: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
     checkpoint_seconds: float = 30.0,
     clock: Clock | None = None,
     progress: Callable[[str, int, int, dict], None] = silent,
@@ -86,18 +91,31 @@ def protect(
     size      resize the shorter side to this and cut out the centre
     labels    a CSV table of `file,class` lines for a folder that is not sorted into classes
     skip_bad  leave out pictures that cannot be read
+    cache     a folder where decoded pictures are kept for the next run on the same source
+    max_memory  bytes; what does not fit beside the network in a part of it, pictures or noise, is
+              kept in files while the run lasts (default: half of what the machine has free)
     progress  called as progress(phase, done, total, info); `tell` with lines for people
 
     Killed at any moment and called again with the same arguments, it goes on from the last
-    checkpoint (one every `checkpoint_seconds`) and ends in the same bytes. Raises UsageError for
+    checkpoint (one every `checkpoint_seconds`) and ends in the same bytes. SIGTERM and Ctrl-C end
+    it with Interrupted at the next such point. Under torchrun all ranks work on one `out`, on a
+    disk that all of them see. Raises UsageError for
     wrong arguments, and where `out` holds something else or another process is writing there;
     DataError for pictures that cannot be used.
     """
     start = time.perf_counter()
     out, where = Path(out), resolve_device(str(device))
+    if not distributed.first():
+        progress, tell = silent, lambda line: None
     kind = methods.get(method)
     config = methods.configure(method, settings).on(where)
-    data = _opened(source, size, labels, skip_bad)
+    limit = (memory.available() // 2 if max_memory is None else max_memory) // 4
+    if max_memory is not None and limit < _LEAST_MEMORY:
+        raise UsageError(
+            f"--max-memory {max_memory}: at least {4 * _LEAST_MEMORY >> 20} MiB are needed"
+        )
+    keep = out / "work" / "pictures" if cache is None else Path(cache)
+    data = _opened(source, size, labels, skip_bad, keep, 0 if cache is not None else limit)
     for note in data.notes:
         tell(f"note: {note}")
     tell(
@@ -119,9 +137,8 @@ def protect(
         "check": check,
     }
     perturbation = None
-    with _claimed(out):
-        tidy(out)
-        run = _begin(out, arguments, data.source)
+    with _claimed(out), stop.gracefully():
+        run = _begin(out, arguments, data.source, limit)
         if not (out / MANIFEST).exists():
             # Sums of a network's layers may depend on the number of threads: a resumed run keeps
             # what it began with.
@@ -135,6 +152,7 @@ def protect(
                 out / "work",
                 check=run.get("check", False),
                 every=checkpoint_seconds,
+                limit=run.get("limit", math.inf),
                 clock=clock,
                 progress=progress,
                 tell=tell,
@@ -142,35 +160,47 @@ def protect(
             perturbation = best.noise
             with clock("store"):
                 _write(out, data, best, attempts, progress)
-        shutil.rmtree(out / "work", ignore_errors=True)
+        distributed.barrier()
         manifest = NoiseStore.open(out, shards=False).manifest
         checked = CheckResult.of(manifest["check"]) if "check" in manifest else None
-        if perturbation or not (out / "preview.png").exists():
-            preview_of(out, data, caption=[checked.text()] if checked else [])
+        if distributed.first():
+            if perturbation or not (out / "preview.png").exists():
+                preview_of(out, data, caption=[checked.text()] if checked else [])
+            shutil.rmtree(out / "work", ignore_errors=True)
     if "visibility" in manifest:
         tell(visibility.text(manifest["visibility"]))
     return ProtectResult(out, perturbation, time.perf_counter() - start, check=checked)
 
 
-def _opened(source, size: int | None, labels, skip_bad: bool) -> ImageDataset:
+def _opened(
+    source, size: int | None, labels, skip_bad: bool, cache: Path, limit: int
+) -> ImageDataset:
     if isinstance(source, ImageDataset):
         if labels is not None or size is not None:
             raise UsageError("--size and --labels go with files; this data set is open already")
         return source
     if labels is not None and not Path(labels).exists():
         raise UsageError(f"--labels {labels}: no such file")
-    return open_dataset(source, size=size, labels=labels, on_error="skip" if skip_bad else "stop")
+    return open_dataset(
+        source,
+        size=size,
+        labels=labels,
+        on_error="skip" if skip_bad else "stop",
+        cache=cache,
+        limit=limit,
+    )
 
 
 def _write(
     out: Path, data: ImageDataset, best: Attempt, attempts: list[dict], progress: Callable
 ) -> None:
-    """Everything but the checkpoints; the manifest comes last."""
+    """Everything but the checkpoints; the manifest comes last. Each rank writes a part of the noise
+    and of the pictures.
+    """
     config, result = best.config, best.noise
-    noise, rows = result.quantised(), result.rows(data.labels)
     some = visibility.sample(len(data), config.seed)
-    clean = data.images[some]
-    protected = protected_pictures(clean, noise, rows[some], change=result.change)
+    clean = data.take(some)
+    protected = result.change_pictures(clean, result.rows(data.labels)[some])
     header = {
         "method": config.method,
         "config": config.record(),
@@ -180,25 +210,42 @@ def _write(
     }
     if best.check:
         header["check"] = {**best.check.record(), "attempts": attempts}
-    store = NoiseStore.create(
-        out,
-        data,
-        per=result.per,
-        eps=result.eps,
-        norm=result.norm,
-        change=result.change,
-        header=header,
-    )
-    for shard in store.missing_shards():
-        store.write_shard(shard, noise[store.shard_slice(shard)])
+
+    def create() -> NoiseStore:
+        return NoiseStore.create(
+            out,
+            data,
+            per=result.per,
+            eps=result.eps,
+            norm=result.norm,
+            change=result.change,
+            grain=result.grain,
+            header=header,
+        )
+
+    rank, ranks = distributed.place()
+    store = create() if rank == 0 else None
+    distributed.barrier()
+    store = store or create()  # those behind find it begun, and remove what a kill has left
+    distributed.barrier()
+    for shard in store.missing_shards()[:]:
+        if shard % ranks == rank:
+            rows = store.shard_slice(shard)
+            store.write_shard(shard, result.coarse(torch.arange(rows.start, rows.stop)))
+            progress("write noise", shard + 1, store.shard_count, {})
+    distributed.barrier()
     files = write_folder(
         out / "images",
         data,
-        noise,
-        rows,
+        store.rows,
         change=result.change,
+        part=(rank, ranks),
         progress=lambda done, total: progress("write", done, total, {}),
     )
+    hashes = distributed.total(torch.from_numpy(files.sha256)).numpy()
+    files = replace(files, sha256=hashes)
+    if rank != 0:
+        return
     if result.surrogate is not None:
         saved.save(
             out / SURROGATE_FILE,
@@ -212,11 +259,22 @@ def _write(
     store.finish(files)
 
 
-def _begin(out: Path, arguments: dict, source: str) -> dict:
+def _begin(out: Path, arguments: dict, source: str, limit: int) -> dict:
     """Write run.json, or compare with the one an earlier run left. Returns its content."""
+    if distributed.first():
+        tidy(out)
+        _write_run(out, arguments, source, limit)
+    distributed.barrier()
+    return _read_run(out, arguments)
+
+
+def _write_run(out: Path, arguments: dict, source: str, limit: int) -> None:
     path = out / RUN_FILE
     if not path.exists():
-        if foreign := sorted(entry.name for entry in out.iterdir() if entry.name != ".lock"):
+        own = {".lock"}
+        if os.path.isdir(out / "work") and os.listdir(out / "work") == ["pictures"]:
+            own.add("work")  # decoded before this
+        if foreign := sorted(entry.name for entry in out.iterdir() if entry.name not in own):
             raise UsageError(
                 f"--out {out}: is not empty (holds {', '.join(foreign[:3])}); name a new directory"
             )
@@ -225,10 +283,15 @@ def _begin(out: Path, arguments: dict, source: str) -> dict:
             **arguments,
             "source": local or source,
             "threads": torch.get_num_threads(),
+            # Of noise in memory; a resumed run keeps it where it was.
+            "limit": limit,
             "versions": info.collect(),
         }
         atomic_write_json(path, run)
-        return run
+
+
+def _read_run(out: Path, arguments: dict) -> dict:
+    path = out / RUN_FILE
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -256,10 +319,15 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 @contextlib.contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """Hold `out` for this process; the claim ends with the process, however it ends."""
+    """Hold `out` for this process (of several ranks: for the first); the claim ends with the
+    process, however it ends.
+    """
     import fcntl
 
     make_folder(out)
+    if not distributed.first():
+        yield
+        return
     with writing(out):
         lock = open(out / ".lock", "w")  # noqa: SIM115 - held open for as long as the claim lasts
     with lock:
@@ -277,5 +345,5 @@ def _bytes_needed(data: ImageDataset, config: Config) -> int:
     state, and the noise of the best attempt.
     """
     rows = len(data) if config.mode == "sample" else data.num_classes
-    pixels = data.images[0].numel()
+    pixels = math.prod(data.shape)
     return len(data) * (pixels + 1024) + rows * pixels * (1 + 3 * 4) + (64 << 20)

@@ -6,6 +6,7 @@ far. It is one file, so a kill leaves an attempt finished or not; the one in pro
 its own checkpoint.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +14,21 @@ from typing import Any
 
 import torch
 
-from fastue import models
+from fastue import distributed, models
 from fastue.core.clock import Clock
 from fastue.data import checkpoint
 from fastue.data.atomic import make_folder
+from fastue.data.bank import Bank
 from fastue.data.dataset import ImageDataset
 from fastue.data.tensorfile import read_tensors, write_tensors
 from fastue.methods.base import Checkpointer, Config, Method, Perturbation
 from fastue.protocol.check import CheckResult, check_protection
 
-_FIELDS = ("per", "eps", "history", "converged", "arch", "norm", "change", "summary", "warning")
+_FIELDS = (
+    *("per", "eps", "history", "converged", "arch", "norm", "change", "summary", "warning"),
+    *("grain", "size"),
+)
+_BEST = "best"  # the folder of the best noise, where it is in files
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ def search(
     *,
     check: bool,
     every: float,
+    limit: float,
     clock: Clock,
     progress: Callable[[str, int, int, dict], None],
     tell: Callable[[str], None],
@@ -52,12 +59,13 @@ def search(
     """The first attempt that passes its check, or the one whose victim learns least; and what is to
     be told of all attempts.
 
-    Checkpoints lie in folders of `work`, written `every` so many seconds. Without `check` the first
-    attempt is all there is.
+    Checkpoints lie in folders of `work`, written `every` so many seconds; so does noise of more
+    than `limit` bytes. Without `check` the first attempt is all there is. Under torchrun rank 0
+    checks.
     """
 
     def make(settings: Config, folder: str) -> Perturbation:
-        checkpoint = Checkpointer(work / folder, every)
+        checkpoint = Checkpointer(work / folder, every, limit)
         return kind.make(data, settings, checkpoint=checkpoint, clock=clock, progress=progress)
 
     if not check:
@@ -73,15 +81,27 @@ def search(
         noise = make(settings, folder)
         before = CheckResult.of(attempts[-1]) if attempts else None
         with clock("check"):
-            said = check_protection(data, noise, settings, before=before, progress=progress)
+            said = None
+            if distributed.first():
+                said = check_protection(data, noise, settings, before=before, progress=progress)
+            said = distributed.told(said)
         tell(said.text())
         sweeps = {"sweeps": len(noise.history)}
         attempts.append({**said.record(), **sweeps, "config": settings.record()})
         # Only the last one can be anything but a failure.
         if best is None or said.holds is not False or said.reached < best.check.reached:
+            if isinstance(noise.bank, Bank):  # the attempt's own files may go on
+                if distributed.first():
+                    noise.bank.link(work / _BEST)
+                distributed.barrier()
+                noise = replace(noise, bank=noise.bank.at(work / _BEST))
             best = Attempt(settings, noise, said, len(attempts) - 1)
-        _save(kept, best, attempts)
-        if (step := _next(config, attempts)) is None or step[1] != folder:
+        if distributed.first():
+            _save(kept, best, attempts)
+        distributed.barrier()
+        step = _next(config, attempts)
+        if distributed.first() and (step is None or step[1] != folder):
+            shutil.rmtree(work / folder / "bank", ignore_errors=True)
             checkpoint.clear(work / folder)
     if len(attempts) > 1 and best.check.holds is False:
         tell(f"attempt {best.number + 1} of {len(attempts)} is written: its victim learns least")
@@ -121,11 +141,14 @@ def _words(settings: Config, first: Config) -> str:
 
 def _save(path: Path, best: Attempt, attempts: list[dict]) -> None:
     noise = best.noise
-    tensors = {"noise": noise.noise}
+    stored = isinstance(noise.bank, Bank)
+    tensors = {} if stored else {"noise": noise.bank}
     if noise.surrogate is not None:
         weights = noise.surrogate.state_dict()
         tensors |= {f"surrogate.{name}": value for name, value in weights.items()}
     about = {name: getattr(noise, name) for name in _FIELDS}
+    if stored:
+        about["bank"] = [len(noise.bank), noise.bank.shape, noise.bank.shard_rows]
     make_folder(path.parent)
     write_tensors(path, tensors, {"attempts": attempts, "best": best.number, "noise": about})
 
@@ -146,6 +169,11 @@ def _load(path: Path, config: Config, data: ImageDataset) -> tuple[Any, list[dic
         surrogate = models.build(about["arch"], data.num_classes, data.shape[0])
         surrogate = surrogate.to(data.device, memory_format=torch.channels_last)
         surrogate.load_state_dict(weights)
-    noise = Perturbation(tensors["noise"].to(data.device), surrogate=surrogate, **about)
+    rows, shape, shard_rows = about.pop("bank", (0, (), 0))
+    if rows:
+        bank = Bank(path.parent / _BEST, rows, tuple(shape), shard_rows)
+    else:
+        bank = tensors["noise"].to(data.device)
+    noise = Perturbation(bank, surrogate=surrogate, **about)
     settings, _ = _next(config, attempts[:number])
     return Attempt(settings, noise, CheckResult.of(attempts[number]), number), attempts

@@ -18,3 +18,9 @@ class DataError(FastueError, ValueError):
     """Pictures, labels or a written data set that cannot be used as they are."""
 
     exit_code = 3
+
+
+class Interrupted(FastueError):
+    """Stopped on request; the same command goes on."""
+
+    exit_code = 4

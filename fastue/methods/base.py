@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fastue import distributed
 from fastue.core.errors import UsageError
 from fastue.data.budget import Budget
 
@@ -23,7 +25,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from fastue.data.bank import Bank
     from fastue.data.dataset import ImageDataset
+
+
+_SHARD_BYTES = 32 << 20  # of noise in a file at most; three or four of them are in memory
+_SHARDS = 16  # at least, where there are so many batches
 
 
 class lazy:
@@ -205,11 +212,14 @@ class Method:
 
 @dataclass
 class Perturbation:
-    """Noise float32 [N,C,H,W] (per="sample") or [K,C,H,W] (per="class"), in [0,1] pixel units,
+    """Noise float32 of N pictures (per="sample") or K classes (per="class"), in [0,1] pixel units,
     within eps in norm.
+
+    `bank` is [N or K, C, h, w], a tensor or in files (fastue.data.bank.Bank); a value of it is
+    shown on a square of `grain` x `grain` pixels, and `size` is (H, W) of the pictures.
     """
 
-    noise: Tensor
+    bank: Tensor | Bank
     per: str
     eps: float
     history: list[dict] = field(default_factory=list)
@@ -220,14 +230,39 @@ class Perturbation:
     change: str = "additive"  # how noise becomes a picture: see fastue.data.budget.CHANGES
     summary: str = ""  # how the run went, in words
     warning: str = ""  # why not to trust the noise
+    grain: int = 1
+    size: tuple[int, int] | None = None  # None: that of the bank, whose grain is 1
 
     @property
     def budget(self) -> Budget:
         return Budget(self.eps, self.norm)
 
-    def quantised(self) -> Tensor:
-        """int8 in units of 1/255, rounded to nearest and never above the budget."""
-        return self.budget.quantise(self.noise)
+    @property
+    def noise(self) -> Tensor:
+        """All of it at the size of the pictures, float32 [N or K, C, H, W], in memory."""
+        return self._shown(self._taken(None))
+
+    def coarse(self, rows: Tensor | None = None) -> Tensor:
+        """int8 [B, C, h, w] in units of 1/255 of these rows (int64 [B]) of the bank, or of all:
+        rounded to nearest and never above the budget.
+        """
+        return self.budget.quantise(self._taken(rows))
+
+    def quantised(self, rows: Tensor | None = None) -> Tensor:
+        """The same at the size of the pictures, int8 [B, C, H, W]."""
+        return self._shown(self.coarse(rows))
+
+    def _taken(self, rows: Tensor | None) -> Tensor:
+        import torch
+
+        if isinstance(self.bank, torch.Tensor):
+            return self.bank if rows is None else self.bank[rows.to(self.bank.device)]
+        return self.bank.rows(torch.arange(len(self.bank)) if rows is None else rows)
+
+    def _shown(self, noise: Tensor) -> Tensor:
+        from fastue.ops._grain import spread
+
+        return spread(noise, self.grain, *(self.size or noise.shape[2:]))
 
     def rows(self, labels: Tensor) -> Tensor:
         """Which noise each picture takes, int64 [N]."""
@@ -239,13 +274,18 @@ class Perturbation:
         """The protected pictures of those the noise was made for, uint8 [N,C,H,W], as they would be
         written; `only` (int64) picks some of them.
         """
-        from fastue.data.writers import protected_pictures
-
         rows = self.rows(labels)
         if only is not None:
             only = only.to(images.device)
             images, rows = images[only], rows[only]
-        return protected_pictures(images, self.quantised(), rows, change=self.change)
+        return self.change_pictures(images, rows)
+
+    def change_pictures(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Pictures uint8 [B,C,H,W] with the noise of these rows of the bank (int64 [B]), uint8."""
+        from fastue.data.writers import protected_pictures
+
+        needed, rows = rows.unique(return_inverse=True)
+        return protected_pictures(images, self.quantised(needed), rows, change=self.change)
 
 
 class Checkpointer:
@@ -253,17 +293,45 @@ class Checkpointer:
     nothing.
 
     A method calls `tick` wherever its state is consistent. What it computes must not depend on when
-    that was.
+    that was. Noise of more than `limit` bytes is not kept in memory, but in files of the folder
+    (`bank`). Under torchrun rank 0 writes the snapshots, and all ranks read them.
     """
 
-    def __init__(self, folder: Path | None, seconds: float = 30.0):
-        self.folder, self.seconds = folder, seconds
+    def __init__(self, folder: Path | None, seconds: float = 30.0, limit: float = float("inf")):
+        self.folder, self.seconds, self.limit = folder, seconds, limit
         self._last = time.monotonic()
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """(rank, number of ranks) that share the work: one without a folder they could share."""
+        return distributed.place() if self.folder else (0, 1)
+
+    def bank(self, rows: int, shape: tuple[int, int, int], batch: int) -> Bank | None:
+        """Files for noise float32 [rows, *shape], or None where it is to be in memory.
+
+        A shard is a number of whole batches, so that shards change nothing of what is computed.
+        """
+        from fastue.data.bank import Bank
+
+        size = 4 * math.prod(shape)
+        if self.folder is None or (self.ranks[1] == 1 and rows * size <= self.limit):
+            return None
+        # Several, for several ranks; how many there are and how much memory they have may change.
+        shard = max(1, min(_SHARD_BYTES // size, -(-rows // _SHARDS)) // batch) * batch
+        bank = Bank(self.folder / "bank", rows, shape, shard)
+        if distributed.first():
+            bank.tidy()
+        distributed.barrier()
+        bank.scan()
+        return bank
 
     def load(self) -> tuple[dict[str, Tensor], dict] | None:
         from fastue.data import checkpoint
 
-        return checkpoint.load(self.folder) if self.folder else None
+        if self.folder is None:
+            return None
+        distributed.barrier()  # rank 0 may still be writing
+        return checkpoint.load(self.folder)
 
     def tick(self, snapshot: Callable[[], tuple[dict[str, Tensor], dict]]) -> None:
         if time.monotonic() - self._last >= self.seconds:
@@ -273,9 +341,9 @@ class Checkpointer:
         """Now, however short ago the last one was: for the end of a search that may go on later."""
         from fastue.data import checkpoint
 
-        if self.folder:
+        if self.folder and distributed.first():
             checkpoint.save(self.folder, *snapshot())
-            self._last = time.monotonic()
+        self._last = time.monotonic()
 
 
 def silent(phase: str, done: int, total: int, info: dict) -> None:

@@ -193,8 +193,8 @@ def emn(
         order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(data))
         swept = torch.from_numpy(order[:count])
     run = Run(data, c, surrogate, swept, **surroundings)
-    theta, noise, dtype = run.theta, run.noise, run.theta.frozen.dtype
-    gradient_of = run.timed("network", theta.gradient)
+    theta, dtype = run.theta, run.theta.frozen.dtype
+    gradient_of = run.timed("network", run.shared(theta.gradient))
     class_step, linf_step = (run.timed("ops", op) for op in (ops.class_step, ops.linf_step))
 
     while run.goes_on():
@@ -202,7 +202,7 @@ def emn(
             theta.learn(noisy, y, step)
         # The noise learns to please theta: one forward, one input gradient, one op a move.
         for x, y, index, batch in run.sweep_batches():
-            rows, view = run.rows_of(y, index), run.view("noise", batch, index)
+            (noise, rows), view = run.noise_of(y, index), run.view("noise", batch, index)
             noisy = run.apply_noise(x, noise, rows, dtype=dtype, channels_last=True, **view)
             for move in range(theta.moves):
                 gradient, right = gradient_of(noisy, y, move, batch)

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastue import distributed
+from fastue.core import stop
+from fastue.core.errors import DataError
 from fastue.methods.base import Checkpointer, Perturbation, lazy, silent
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ class Surrogate:
         self.optimizer = training.sgd(model, config.lr)
         self.frozen = frozen.FrozenCopy(model, config.precision, compile=config.compile)
         self.moves = config.steps  # noise steps on a batch in one sweep
+        self.average = False  # over the ranks, each of which sees its part of a batch
 
     def begin(self, history: list[dict]) -> None:
         """Before each sweep and after a resume; `history` holds the sweeps done."""
@@ -55,7 +60,15 @@ class Surrogate:
     def learn(self, x: Tensor, y: Tensor, number: int) -> None:
         """The `number`-th training step of the run."""
         c = self.config
-        training.train_step(self.model, self.optimizer, x, y, precision=c.precision, clip=c.clip)
+        training.train_step(
+            self.model,
+            self.optimizer,
+            x,
+            y,
+            precision=c.precision,
+            clip=c.clip,
+            average=self.average,
+        )
 
     def gradient(self, noisy: Tensor, y: Tensor, move: int, number: int) -> tuple[Tensor, Tensor]:
         """For noise step `move` on the `number`-th batch of all sweeps: see input_gradient."""
@@ -86,8 +99,10 @@ def input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor,
 class Run:
     """One run of a method that trains a surrogate and sweeps over the pictures in turns.
 
-    `rows` are the pictures a sweep goes over. `noise` is in channels_last on the device of `data`,
-    zero at first, a value for each block of `grain` x `grain` pixels.
+    `rows` are the pictures a sweep goes over. The noise, zero at first, has a value for each block
+    of `grain` x `grain` pixels; it is in channels_last on the device of `data`. Noise of pictures
+    that does not fit in memory, or that several ranks work on, is in shard files (`bank`): a sweep
+    then goes shard by shard, each rank over its own.
     """
 
     def __init__(
@@ -103,6 +118,7 @@ class Run:
     ):
         self.data, self.config, self.rows = data, config, rows
         self.checkpoint, self.progress = checkpoint or Checkpointer(None), progress
+        self.rank, self.ranks = self.checkpoint.ranks
         self.clock = clock or core.Clock()
         self.batch = min(config.batch, len(data))
         self.classwise = config.mode == "class"
@@ -110,17 +126,24 @@ class Run:
         model = models.build(config.arch, data.num_classes, data.shape[0], seed=config.seed)
         model = model.to(data.device, memory_format=torch.channels_last)
         self.theta = surrogate(model, config)
-        bank = data.num_classes if self.classwise else len(data)
+        self.theta.average = self.ranks > 1
         c, h, w = data.shape
-        size = grain.size(h, config.grain), grain.size(w, config.grain)
-        noise = torch.zeros(bank, c, *size, device=data.device)
-        self.noise = noise.contiguous(memory_format=torch.channels_last)
+        shape = c, grain.size(h, config.grain), grain.size(w, config.grain)
+        self.bank = None
+        if not self.classwise:
+            self.bank = self.checkpoint.bank(len(data), shape, self.batch)
+        if self.bank is None:
+            count = data.num_classes if self.classwise else len(data)
+            noise = torch.zeros(count, *shape, device=data.device)
+            self.noise = noise.contiguous(memory_format=torch.channels_last)
+        self._window: tuple[int, Tensor] | None = None  # the shard being swept, from which row on
         self.apply_noise = self.timed("ops", ops.apply_noise)
 
         self.state = {"sweep": 0, "trained": 0, "swept": 0, "correct": 0, "history": []}
         if saved := self.checkpoint.load():
             tensors, self.state = saved
-            self.noise.copy_(tensors.pop("noise"))
+            if self.bank is None:
+                self.noise.copy_(tensors.pop("noise"))
             unpack(tensors, model, self.theta.optimizer)
         self._correct = torch.tensor(self.state["correct"], device=data.device)
 
@@ -142,12 +165,17 @@ class Run:
         while state["trained"] < (state["sweep"] + 1) * steps:
             with self.clock("data"):
                 x, y, index = training_batch(
-                    self.data, self.batch, state["trained"], self.config.seed
+                    self.data,
+                    self.batch,
+                    state["trained"],
+                    self.config.seed,
+                    part=(self.rank, self.ranks),
                 )
+                noise, rows = self.noise_of(y, index)
             noisy = self.apply_noise(
                 x,
-                self.noise,
-                self.rows_of(y, index),
+                noise,
+                rows,
                 channels_last=True,
                 **self.view("training", state["trained"], index),
             )
@@ -157,9 +185,14 @@ class Run:
             done = state["trained"] - state["sweep"] * steps
             self._report("surrogate", done * self.batch, steps * self.batch)
 
-    def rows_of(self, y: Tensor, index: Tensor) -> Tensor:
-        """Which row of the noise each picture takes."""
-        return y if self.classwise else index
+    def noise_of(self, y: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise of these pictures and some more, and which row of it each picture takes."""
+        if self.bank is None:
+            return self.noise, y if self.classwise else index
+        if self._window is not None:
+            begin, noise = self._window
+            return noise, index - begin
+        return self.bank.rows(index).to(y.device), torch.arange(len(index), device=y.device)
 
     def view(self, use: str, number: int, index: Tensor) -> dict:
         """How pictures are seen by the network: arguments of the ops. Under `crops` they are
@@ -179,23 +212,102 @@ class Run:
         theta stands still meanwhile. Ends with the sweep's error rate, from what `count` was told:
         the only read-back.
         """
-        state, rows = self.state, self.rows
         self.theta.frozen.refresh()
+        yield from self._resident_batches() if self.bank is None else self._shard_batches()
+        state, correct = (
+            self.state,
+            self.state["correct"] if self.bank is not None else int(self._correct),
+        )
+        self._correct.zero_()
+        error = 1 - correct / len(self.rows)
+        state["history"].append({"sweep": state["sweep"], "error": error})
+        state.update(sweep=state["sweep"] + 1, swept=0, correct=0)
+        if self.bank is None:
+            self.checkpoint.tick(self._snapshot)
+
+    def _resident_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        state, rows = self.state, self.rows
+        first = state["sweep"] * -(-len(rows) // self.batch)
         left = dataset.batches(self.data, self.batch, rows[state["swept"] :])
         for x, y, index in self.clock.over("data", left):
-            number = state["sweep"] * -(-len(rows) // self.batch) + state["swept"] // self.batch
-            yield x, y, index, number
+            yield x, y, index, first + state["swept"] // self.batch
             state["swept"] += len(y)
             self._report("noise", state["swept"], len(rows))
-        error = 1 - int(self._correct) / len(rows)
-        self._correct.zero_()
-        state["history"].append({"sweep": state["sweep"], "error": error})
-        state["sweep"], state["swept"] = state["sweep"] + 1, 0
-        self.checkpoint.tick(self._snapshot)
+
+    def _shard_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        state, bank, device = self.state, self.bank, self.data.device
+        # With theta as it is now on the disk, a kill costs the shards in flight. All ranks wait,
+        # so that no shard is ahead of it.
+        self.checkpoint.save(self._snapshot)
+        distributed.barrier()
+        first = state["sweep"] * -(-len(self.data) // self.batch)
+        mine = range(self.rank, bank.shards, self.ranks)
+        due = [shard for shard in mine if self._is_due(shard)]
+        total = sum(len(bank.rows_of(shard)) for shard in mine)
+        done = total - sum(len(bank.rows_of(shard)) for shard in due)
+        try:
+            for shard, then in itertools.zip_longest(due, due[1:]):
+                rows = bank.rows_of(shard)
+                with self.clock("store"):
+                    noise = bank.load(shard, then).to(device)
+                self._window = rows.start, noise
+                self._correct.zero_()
+                part = torch.arange(rows.start, rows.stop, device=device)
+                batches = self.clock.over("data", dataset.batches(self.data, self.batch, part))
+                for number, (x, y, index) in enumerate(batches, first + rows.start // self.batch):
+                    yield x, y, index, number
+                    done += len(y)
+                    self._report("noise", done, total)
+                with self.clock("store"):
+                    bank.store(shard, noise.cpu(), int(self._correct))
+                if stop.requested():
+                    bank.wait()
+                    stop.leave()
+        finally:
+            self._window = None
+            bank.wait()
+        with self.clock("store"):
+            distributed.barrier()
+            bank.scan()
+        state["correct"] = sum(bank.correct(shard) for shard in range(bank.shards))
+
+    def _is_due(self, shard: int) -> bool:
+        """Whether a shard has still to be swept; the network in the checkpoint says which sweep."""
+        sweeps, sweep = self.bank.sweeps(shard), self.state["sweep"]
+        if sweeps not in (sweep, sweep + 1):
+            raise DataError(
+                f"{self.bank.folder}: shard {shard} has {sweeps} sweeps where the checkpoint has "
+                f"{sweep}: files of two runs; name a new --out"
+            )
+        return sweeps == sweep
 
     def count(self, right: Tensor) -> None:
         """How many pictures of a batch theta got right before the noise moved for the last time."""
         self._correct += right
+
+    def shared(self, gradient: Callable) -> Callable:
+        """The same function of (noisy, y, ...), for class-wise noise each rank computing its part
+        of a batch: then every rank has the whole gradient and makes the same step.
+        """
+        if self.ranks == 1 or not self.classwise:
+            return gradient
+
+        def call(noisy: Tensor, y: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+            size = -(-len(y) // self.ranks)
+            part = slice(self.rank * size, min((self.rank + 1) * size, len(y)))
+            whole = noisy.new_empty(size, *noisy.shape[1:])
+            right = torch.zeros((), dtype=torch.int64, device=y.device)
+            if part.start < len(y):
+                own, right = gradient(noisy[part], y[part], *arguments)
+                whole = torch.zeros_like(whole, dtype=own.dtype)
+                whole[: len(own)] = own
+            else:
+                whole = torch.zeros_like(whole)
+            parts = distributed.gathered(whole.float().contiguous())[: len(y)]
+            like = {"dtype": whole.dtype, "memory_format": torch.channels_last}
+            return parts.to(**like), distributed.total(right.clone())
+
+        return call
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The same function, its time counted under `name`."""
@@ -217,7 +329,7 @@ class Run:
         error = 100 * history[-1]["error"]
         warning = "the surrogate had not learnt the noisy pictures when the sweeps ran out"
         return Perturbation(
-            grain.spread(self.noise, c.grain, *self.data.shape[1:]),
+            self.noise if self.bank is None else self.bank,
             c.mode,
             c.eps,
             history,
@@ -227,18 +339,28 @@ class Run:
             c.norm,
             summary=f"{len(history)} sweeps, surrogate error on the noisy pictures {error:.2f} %",
             warning="" if converged else f"{warning}; try fastue attack",
+            grain=c.grain,
+            size=self.data.shape[1:],
             **more,
         )
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict]:
-        tensors = {"noise": self.noise, **pack(self.theta.model, self.theta.optimizer)}
-        return tensors, {**self.state, "correct": int(self._correct)}
+        tensors = pack(self.theta.model, self.theta.optimizer)
+        if self.bank is not None:
+            return tensors, {**self.state, "correct": 0}
+        return {"noise": self.noise, **tensors}, {**self.state, "correct": int(self._correct)}
 
     def _report(self, phase: str, done: int, total: int) -> None:
         history = self.state["history"]
         info = {"error": history[-1]["error"]} if history else {}
         self.progress(f"sweep {self.state['sweep'] + 1}, {phase}", done, total, info)
-        self.checkpoint.tick(self._snapshot)
+        if self.bank is None:
+            if stop.requested():
+                self.checkpoint.save(self._snapshot)
+                stop.leave()
+            self.checkpoint.tick(self._snapshot)
+        elif stop.requested() and phase != "noise":
+            stop.leave()  # the checkpoint before this training is as good
 
 
 @functools.cache
@@ -252,14 +374,16 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
     return dataset.epoch_order(n, seed, epoch)
 
 
-def training_batch(data: ImageDataset, batch: int, step: int, seed: int):
+def training_batch(
+    data: ImageDataset, batch: int, step: int, seed: int, part: tuple[int, int] = (0, 1)
+):
     """The `step`-th batch of a walk through the data in keyed epochs, without the ragged end of an
-    epoch.
+    epoch; of it the part of a rank, (rank, ranks).
     """
     per_epoch = len(data) // batch
     order = _order(len(data), seed, step // per_epoch)
     start = step % per_epoch * batch
-    return next(dataset.batches(data, batch, order[start : start + batch]))
+    return next(dataset.batches(data, batch, order[start : start + batch][part[0] :: part[1]]))
 
 
 class _Enough(Exception):

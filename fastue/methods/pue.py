@@ -105,6 +105,8 @@ class SmoothedSurrogate(Surrogate):
                     loss = F.cross_entropy(self.model(x), y) / (c.levels * draws)
                 loss.backward()
             self.weights.restore()
+            if self.average:
+                training.average_ranks(self.model)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
             self.optimizer.step()
             self.weights.commit()

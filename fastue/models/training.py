@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastue import distributed
 from fastue.core.errors import UsageError
 
 PRECISIONS = ("auto", "float32", "bf16")
@@ -74,18 +75,30 @@ def train_step(
     *,
     precision: str,
     clip: float,
+    average: bool = False,
 ) -> Tensor:
     """One cross-entropy step on model input x [B,C,H,W], gradients clipped at norm `clip`.
 
+    With `average` all ranks make one step, each with its part of the batch (see average_ranks).
     Returns the loss, 0-d.
     """
     with autocast(x.device, precision):
         loss = F.cross_entropy(model(x), y)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if average:
+        average_ranks(model)
     nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return loss.detach()
+
+
+def average_ranks(model: nn.Module) -> None:
+    """Gradients and running statistics become their mean over the ranks: what
+    DistributedDataParallel does, in one message and for weights that are moved by hand, too.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    distributed.average([*gradients, *(b for b in model.buffers() if b.is_floating_point())])
 
 
 @torch.no_grad()

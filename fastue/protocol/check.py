@@ -102,7 +102,8 @@ def check_protection(
     if not len(rows):
         return about
     train, test = _part(data, rows), _part(data, held)
-    protected = replace(train, images=perturbation.apply(data.images, data.labels, only=rows))
+    own = perturbation.rows(data.labels)[rows.to(data.device)]
+    protected = replace(train, images=perturbation.change_pictures(train.images, own))
     about = replace(about, chance=100 * int(test.labels.bincount().max()) / len(test))
 
     def best(pictures: ImageDataset, name: str) -> float:

@@ -1,0 +1,63 @@
+"""protect under torchrun: several ranks, one result."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastue.commands import protect as commands
+from fastue.data.sources import open_dataset
+from fastue.data.store import NoiseStore
+from fastue.data.verify import verify
+
+
+def digests(folder):
+    """What may not depend on when and how often a run was killed."""
+    files = [folder / "manifest.json", *(folder / "noise").iterdir()]
+    files += (folder / "images").rglob("*.png")
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+
+
+def protect(source, out, ranks: int, *flags: str):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "fastue", "protect"]
+    small = ("--arch", "cnn-w8", "--precision", "float32", "--steps", "2", "--max-sweeps", "2")
+    return subprocess.run(
+        [*command, str(source), "--out", str(out), *small, "--no-check", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("mode", ["sample", "class"])
+def test_two_ranks_make_one_protection(tiny_folder, tmp_path, mode):
+    source = tiny_folder(per_class=96)
+    flags = ("--mode", mode, "--crops", "--max-memory", "256M")
+    done = protect(source, tmp_path / "two", 2, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Written") == 1  # one of them speaks
+    assert verify(tmp_path / "two", open_dataset(source)).ok
+    assert not (tmp_path / "two" / "work").exists()
+
+    # One process sums the same gradients in another order, and its BatchNorm sees whole batches.
+    alone = protect(source, tmp_path / "alone", 1, *flags)
+    assert alone.returncode == 0, alone.stderr
+    two, one = (NoiseStore.open(tmp_path / name).bank().float() for name in ("two", "alone"))
+    assert torch.nn.functional.cosine_similarity(two.flatten(), one.flatten(), dim=0) > 0.5
+
+
+def test_keyed_noise_is_the_same_on_any_number_of_ranks(tiny_folder, tmp_path):
+    source, out = tiny_folder(), tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "fastue", "protect", str(source), "--out", str(out), "--method", "lsp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--no-check"], check=True, capture_output=True, env=environment)
+    commands.protect(source, tmp_path / "one", "lsp", check=False)
+    assert digests(tmp_path / "one") == digests(out)
