@@ -10,6 +10,7 @@ pictures look already learnt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -53,6 +54,9 @@ COMPATS = {
 # once a crop has moved it, and some seeds of it protect nothing (docs/EMN.md).
 GRAIN = 4
 GOOD_SWEEPS = 10  # in a row, class-wise
+# Nor does coarse class-wise noise stop before the surrogate has walked through the pictures so
+# often, or has made so many sweeps: with more pictures, some seeds would else stop too early.
+WALKS, LEAST_SWEEPS = 4, 30
 # Until the stop rule held in our runs on CIFAR-10 pictures (docs/EMN.md): an order of magnitude,
 # not a promise.
 TYPICAL_SWEEPS = {"sample": (5, 15), "class": (15, 25)}
@@ -149,6 +153,13 @@ class EMNConfig(Config):
         gets stronger for some time after the surrogate has learnt it."""
         return GOOD_SWEEPS if self.mode == "class" and self.grain != 1 else 2
 
+    def least_sweeps(self, n: int) -> int:
+        """Before which the stop rule is not looked at, for n pictures."""
+        if self.good_sweeps() != GOOD_SWEEPS:
+            return self.min_sweeps
+        sweeps = math.ceil(WALKS * n / (self.train_steps * min(self.batch, n)))
+        return max(self.min_sweeps, min(sweeps, LEAST_SWEEPS))
+
     def text(self) -> str:
         seen = ", under crops" if self.crops else ""
         return (
@@ -188,6 +199,7 @@ def emn(
     progress of a Run.
     """
     c = config.on(data.device)
+    c = replace(c, min_sweeps=min(c.least_sweeps(len(data)), max(c.max_sweeps, c.min_sweeps)))
     swept = torch.arange(len(data))
     if (count := c.searched(len(data), data.num_classes)) < len(data):
         order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(data))
