@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+# Of a RuntimeError: torch's own words on the CPU, and those of C++ and oneDNN below it.
+_SHORTAGE = ("allocate memory", "bad_alloc", "bad allocation", "could not create a memory")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -23,3 +25,13 @@ def available() -> int:
     except (OSError, ValueError):  # no limit is the word "max"
         pass
     return max(free, 0)
+
+
+def is_short(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, on the host or on a device."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(words in text for words in _SHORTAGE)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastue import distributed
-from fastue.core import stop
+from fastue.core import memory, stop
 from fastue.core.errors import DataError
 from fastue.methods.base import Checkpointer, Perturbation, lazy, silent
 
@@ -60,15 +60,24 @@ class Surrogate:
     def learn(self, x: Tensor, y: Tensor, number: int) -> None:
         """The `number`-th training step of the run."""
         c = self.config
-        training.train_step(
-            self.model,
-            self.optimizer,
-            x,
-            y,
-            precision=c.precision,
-            clip=c.clip,
-            average=self.average,
-        )
+        try:
+            training.train_step(
+                self.model,
+                self.optimizer,
+                x,
+                y,
+                precision=c.precision,
+                clip=c.clip,
+                average=self.average,
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_short(error):
+                raise
+            # No halves here: the network's statistics are those of the whole batch.
+            raise DataError(
+                f"not enough memory to train {c.arch} on {len(y)} pictures at once; take a smaller "
+                "--arch or --size, or more ranks. The same command goes on from the last checkpoint"
+            ) from error
 
     def gradient(self, noisy: Tensor, y: Tensor, move: int, number: int) -> tuple[Tensor, Tensor]:
         """For noise step `move` on the `number`-th batch of all sweeps: see input_gradient."""
@@ -88,7 +97,27 @@ class Surrogate:
 def input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """d CE / d noisy [B,C,H,W] in its dtype, summed over the batch, and how many pictures theta got
     right.
+
+    Where memory does not suffice for the batch, its halves are taken one after the other, and so
+    on: theta stands still, so a picture's gradient does not depend on those beside it.
     """
+    try:
+        return _input_gradient(theta, noisy, y)
+    except (MemoryError, RuntimeError) as error:
+        if not memory.is_short(error):
+            raise
+        if len(y) == 1:
+            raise DataError(
+                "not enough memory for the gradient of a single picture; take a smaller --arch or "
+                "--size. The same command goes on from the last checkpoint"
+            ) from error
+    half = len(y) // 2
+    parts = [input_gradient(theta, noisy[k], y[k]) for k in (slice(half), slice(half, None))]
+    gradient = torch.cat([part for part, _ in parts])
+    return gradient.contiguous(memory_format=torch.channels_last), parts[0][1] + parts[1][1]
+
+
+def _input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     noisy = noisy.detach().requires_grad_()
     logits = theta(noisy)
     loss = F.cross_entropy(logits, y, reduction="sum")

@@ -1,10 +1,17 @@
 """Noise in shard files is the noise that memory would hold, however often the run is killed."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 
 from fastue.core.errors import DataError
 from fastue.data.bank import Bank
+from fastue.methods import loop
 from fastue.methods.base import Checkpointer
 from fastue.methods.emn import EMNConfig, emn
 
@@ -102,3 +109,78 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(tiny, tmp_path, monkeypat
         emn(tiny(), CONFIG, checkpoint=files(tmp_path))
     left = 100
     assert torch.equal(emn(tiny(), CONFIG, checkpoint=files(tmp_path)).noise, whole.noise)
+
+
+SHORT = """
+import resource, torch
+from fastue import models
+from fastue.core import memory
+from fastue.methods import loop
+from fastue.models.frozen import FrozenCopy
+
+torch.manual_seed(0)
+model = models.build("cnn-w32", 10, 3, seed=0)
+theta = FrozenCopy(model, "float32")
+noisy = torch.rand(48, 3, 160, 160).contiguous(memory_format=torch.channels_last)
+y = torch.arange(48) % 10
+whole, right = loop.input_gradient(theta.refresh(), noisy, y)
+
+shortages = []
+real = memory.is_short
+memory.is_short = lambda error: shortages.append(str(error)) or real(error)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+most = size + (160 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+short, count = loop.input_gradient(theta, noisy, y)
+assert shortages, "there was enough memory"
+assert count == right and short.stride() == whole.stride()
+assert (short - whole).abs().max() <= 1e-5 * whole.abs().max()
+print("halved", len(shortages), "times")
+"""
+
+
+def test_too_little_memory_for_a_batch_is_enough_for_its_parts():
+    """By doing it: a process with little room computes what one with much room does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("halved")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def theta(noisy):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        loop.input_gradient(theta, torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64))
+
+    def never(noisy):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DataError, match="memory for the gradient of a single picture"):
+        loop.input_gradient(never, torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("memory", ["1T", "256M"])
+def test_asked_to_stop_it_goes_on_later_to_the_same_bytes(tiny_folder, tmp_path, number, memory):
+    source = tiny_folder(per_class=60)
+    command = [sys.executable, "-m", "fastue", "protect", str(source), "--arch", "cnn-w8"]
+    command += ["--precision", "float32", "--max-sweeps", "60", "--no-check"]
+    command += ["--max-memory", memory]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        [*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    while not (out / "run.json").exists():  # asked while it works
+        assert run.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+    run.send_signal(number)
+    errors = run.communicate()[1]
+    assert run.returncode == 4, errors
+    assert "stopping where it can go on from" in errors and "interrupted" in errors
+    assert (out / "work" / "checkpoint.safetensors").exists()
