@@ -4,9 +4,11 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from killed import until_done
 
 from fastue.commands import protect as commands
 from fastue.data.sources import open_dataset
@@ -61,3 +63,18 @@ def test_keyed_noise_is_the_same_on_any_number_of_ranks(tiny_folder, tmp_path):
     subprocess.run([*command, "--no-check"], check=True, capture_output=True, env=environment)
     commands.protect(source, tmp_path / "one", "lsp", check=False)
     assert digests(tmp_path / "one") == digests(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sample", "class"])
+def test_ranks_killed_at_random_end_in_the_same_bytes(tiny_folder, tmp_path, mode):
+    source = tiny_folder(per_class=150)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "fastue", "protect", str(source), "--mode", mode, "--arch", "cnn-w8"]
+    command += ["--precision", "float32", "--max-sweeps", "12", "--no-check", "--out"]
+    start = time.monotonic()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+    latest, out = time.monotonic() - start, tmp_path / "killed"
+    assert len(until_done([*command, str(out)], out, 10, seed=0, latest=latest)) == 10
+    assert digests(tmp_path / "whole") == digests(out)

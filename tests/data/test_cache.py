@@ -1,6 +1,7 @@
 """Decoded pictures in a file: the pictures that memory would hold, decoded once."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_a_walk_gives_memory_back(tmp_path):
     data = ImageDataset(pages.images, torch.zeros(1200, dtype=torch.int64), ids, ["a"], pages=pages)
 
     def mapped() -> int:
-        lines = open("/proc/self/status").read().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("RssFile")) >> 10
 
     before, most = mapped(), 0
