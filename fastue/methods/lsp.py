@@ -19,10 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastue import distributed
 from fastue.core.errors import UsageError
 from fastue.data.budget import NORMS
 from fastue.methods.base import (
     ABOVE_0,
+    Checkpointer,
     Config,
     Method,
     Perturbation,
@@ -76,32 +78,59 @@ def lsp(
     data: ImageDataset,
     config: LSPConfig,
     *,
-    checkpoint: Any = None,
+    checkpoint: Checkpointer | None = None,
     clock: Any = None,
     progress: Callable[[str, int, int, dict], None] = silent,
 ) -> Perturbation:
     """The noise for `data`, on the device `data` is on. It takes seconds: a killed run is simply
-    repeated.
+    repeated, but for shards that are there.
     """
     channels, height, width = data.shape
     grid = (channels, -(-height // config.patch), -(-width // config.patch))
     corners = _corners(data.num_classes, int(np.prod(grid)), config.seed)
     labels = data.labels.cpu().numpy()
-    points = corners if config.mode == "class" else _around(corners[labels], config.seed)
+    count = data.num_classes if config.mode == "class" else len(data)
 
-    noise = torch.empty(len(points), *data.shape)
-    for start in range(0, len(points), _ROWS):
-        block = slice(start, start + _ROWS)
-        enlarged = points[block].reshape(-1, *grid)
-        for axis in (2, 3):
-            enlarged = enlarged.repeat(config.patch, axis)
-        enlarged = enlarged[:, :, :height, :width]
-        noise[block] = torch.from_numpy(_into_budget(enlarged, config))
-        progress("draw", min(start + _ROWS, len(points)), len(points), {})
+    def drawn(rows: range) -> torch.Tensor:
+        """Noise of these rows, which begin where a generator does: a value for each block, or in
+        l2, whose length is that of all pixels, for each pixel."""
+        points = corners[rows.start : rows.stop]
+        if config.mode == "sample":
+            points = _around(corners[labels[rows.start : rows.stop]], config.seed, rows.start)
+        points = points.reshape(-1, *grid)
+        if config.norm == "l2":
+            for axis in (2, 3):
+                points = points.repeat(config.patch, axis)
+            points = points[:, :, :height, :width]
+        return torch.from_numpy(_into_budget(points, config)).float()
+
     numbers = f"{corners.shape[1]} numbers a picture, blocks of {config.patch}x{config.patch}"
-    return Perturbation(
-        noise.to(data.device), config.mode, config.eps, norm=config.norm, summary=numbers
-    )
+    coarse = config.norm == "linf"
+    shape = grid if coarse else data.shape
+    about = {"norm": config.norm, "summary": numbers}
+    if coarse:
+        about |= {"grain": config.patch, "size": (height, width)}
+    bank: Any = None
+    if checkpoint is not None and config.mode == "sample":
+        bank = checkpoint.bank(count, shape, _ROWS)
+    if bank is not None:
+        rank, ranks = checkpoint.ranks
+        for shard in range(rank, bank.shards, ranks):
+            if bank.sweeps(shard) == 0:
+                begin, end = bank.rows_of(shard).start, bank.rows_of(shard).stop
+                blocks = [range(k, min(k + _ROWS, end)) for k in range(begin, end, _ROWS)]
+                bank.store(shard, torch.cat([drawn(block) for block in blocks]), correct=0)
+            progress("draw", shard + 1, bank.shards, {})
+        bank.wait()
+        distributed.barrier()
+        bank.scan()
+        return Perturbation(bank, config.mode, config.eps, **about)
+    noise = torch.empty(count, *shape)
+    for start in range(0, count, _ROWS):
+        block = range(start, min(start + _ROWS, count))
+        noise[start : block.stop] = drawn(block)
+        progress("draw", block.stop, count, {})
+    return Perturbation(noise.to(data.device), config.mode, config.eps, **about)
 
 
 def _corners(classes: int, size: int, seed: int) -> np.ndarray:
@@ -116,16 +145,12 @@ def _corners(classes: int, size: int, seed: int) -> np.ndarray:
     return np.stack(list(corners.values()))
 
 
-def _around(corners: np.ndarray, seed: int) -> np.ndarray:
-    """A point near the corner of each picture, float64 [N, size]; row i is a function of (seed, i,
-    its corner).
+def _around(corners: np.ndarray, seed: int, first: int) -> np.ndarray:
+    """A point near the corner of each picture from row `first` on, float64 [at most _ROWS, size];
+    that of row i is a function of (seed, i, its corner).
     """
-    points = corners.copy()
-    for start in range(0, len(points), _ROWS):
-        part = points[start : start + _ROWS]
-        generator = keyed.keyed_generator(seed, "lsp-points", start // _ROWS)
-        part += SPREAD * generator.standard_normal(part.shape)
-    return points
+    generator = keyed.keyed_generator(seed, "lsp-points", first // _ROWS)
+    return corners + SPREAD * generator.standard_normal(corners.shape)
 
 
 def _into_budget(noise: np.ndarray, config: LSPConfig) -> np.ndarray:
