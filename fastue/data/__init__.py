@@ -7,6 +7,7 @@ import importlib
 
 _MODULES = {
     "Batch": "dataset",
+    "FFCVLoader": "ffcv",
     "ImageDataset": "dataset",
     "NoiseStore": "store",
     "VerifyResult": "verify",
