@@ -32,7 +32,8 @@ _MIXED = 1 << 29  # bytes of pages that quasi_random mixes, and at most twice th
 class FFCVLoader:
     """Batches of a .beton by FFCV: Batch(x uint8 [B,C,H,W] channels_last, y int64, index int64).
 
-    path     pictures of one size, raw or JPEG (decoded by FFCV, up to 5/255 off from open_beton)
+    path     pictures of one size, raw or JPEG. FFCV decodes JPEG by a fast, less exact method: its
+             pixels are not those of open_beton, so noise made for the one does not fit the other
     batch    rows of a batch; the last of an epoch may be smaller
     order    "sequential"; "random", which is that of `epoch_order` in memory; "quasi_random" for
              files larger than memory: pages in random order, the rows of 512 MiB of them mixed
@@ -189,7 +190,7 @@ def _ffcv() -> ModuleType:
     def compile_reader(self):
         """Typed when it is called. FFCV's own makes numba's one type of a byte array read-only for
         everybody; what had been compiled for that type cannot be found any more, and numba says so
-        with a KeyError for each when the interpreter ends."""
+        with a KeyError when it is thrown away."""
 
         def read(address, state):
             memory, starts, sizes = state
