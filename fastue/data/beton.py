@@ -21,7 +21,13 @@ import torch
 from PIL import Image
 
 from fastue.core.errors import DataError, UsageError
-from fastue.data.atomic import atomic_write, atomic_write_json, free_space_check, make_folder
+from fastue.data.atomic import (
+    atomic_write,
+    atomic_write_json,
+    free_space_check,
+    make_folder,
+    remove_stale_of,
+)
 from fastue.data.dataset import ImageDataset, gather
 from fastue.data.folder import check_memory
 from fastue.data.npz import from_arrays
@@ -165,6 +171,7 @@ def write_beton(
     if not len(dataset) or not 0 < height * width <= MAX_PIXELS or max(height, width) >= 1 << 16:
         raise DataError(f"{path}: cannot hold {len(dataset)} pictures of {width}x{height}")
     make_folder(path.parent)
+    remove_stale_of(path)
     if jpeg is None:
         free_space_check(path.parent, len(dataset) * height * width * 3)
     beside = _beside(path)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from data_helpers import Child
 
 from fastue.commands.protect import protect
 from fastue.core.errors import DataError, UsageError
-from fastue.data import beton
+from fastue.data import atomic, beton
 from fastue.data.beton import beton_blocks, open_beton, write_beton
 from fastue.data.dataset import ImageDataset
 from fastue.data.sources import open_dataset
@@ -75,6 +76,16 @@ def test_blocks_in_file_order(tmp_path, dataset, block):
         beton_blocks(tmp_path / "set.beton", 0)
 
 
+def test_one_block_is_in_memory_at_a_time(tmp_path, large):
+    write_beton(tmp_path / "set.beton", large)
+    tracemalloc.start()
+    for _ in beton_blocks(tmp_path / "set.beton", 2):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < large.images.numel() / 3
+
+
 def test_size(tmp_path, dataset):
     write_beton(tmp_path / "set.beton", dataset)
     again = open_dataset(tmp_path / "set.beton", size=4)
@@ -113,27 +124,31 @@ def test_a_killed_write_leaves_the_old_pair_or_none(tmp_path, dataset, before):
         write_beton(path, dataset)
 
     def work(say):
-        def slow(images, index):
+        def slow(file, *_):
+            file.write(b"half of it")
+            file.flush()
             say("writing")
             time.sleep(60)
 
-        beton.gather = slow
+        beton._write = slow
         write_beton(path, other)
 
     child = Child(work)
     assert child.first_word() == "writing\n"
     child.kill()
-    whole = [name for name in names(tmp_path) if not name.endswith(".fastue-tmp")]
+    whole = [name for name in names(tmp_path) if not atomic.is_temporary(name)]
+    assert len(names(tmp_path)) == len(whole) + 1
     assert whole == (["set.beton", "set.beton.json"] if before else [])
     if before:
         assert open_beton(path).fingerprint() == dataset.fingerprint()
     write_beton(path, other)
     assert open_beton(path).fingerprint() == other.fingerprint()
+    assert names(tmp_path) == ["set.beton", "set.beton.json"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, dataset, monkeypatch):
     write_beton(tmp_path / "set.beton", dataset)
-    monkeypatch.setattr(beton, "gather", lambda images, index: 1 / 0)
+    monkeypatch.setattr(beton, "_write", lambda file, *_: file.write(b"half of it") / 0)
     with pytest.raises(ZeroDivisionError):
         write_beton(tmp_path / "set.beton", dataset)
     assert names(tmp_path) == ["set.beton", "set.beton.json"]
