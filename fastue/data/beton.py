@@ -209,7 +209,8 @@ def _read_table(path: Path, file: IO[bytes], total: int) -> Table:
         return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
     header = read(_HEADER, 1)[0]
-    if header["version"] != _VERSION or not header["fields"]:
+    page = int(header["page"])
+    if header["version"] != _VERSION or not header["fields"] or page.bit_count() != 1:
         raise DataError(f"{path}: not a .beton file of version {_VERSION}")
     if not header["rows"]:
         raise DataError(f"{path}: holds no pictures")
@@ -236,17 +237,15 @@ def _read_table(path: Path, file: IO[bytes], total: int) -> Table:
     pictures = rows[f"f{fields.index(picture)}"]
     start, mode = pictures["start"], pictures["mode"]
     shapes = np.stack((pictures["height"], pictures["width"]), 1).astype(np.int64)
-    order = np.argsort(regions["start"], kind="stable")
-    starts = regions["start"][order]
-    place = np.searchsorted(starts, start)
-    known = place < len(starts)
-    place[~known] = 0
-    known &= starts[place] == start if len(starts) else False
-    size = regions["size"][order[place]] if len(starts) else np.zeros_like(start)
-    inside = known & (start >= first) & (size <= end) & (start <= end - np.minimum(size, end))
+    regions = regions[regions["row"] < len(rows)]
+    regions = regions[regions["start"] == start[regions["row"]]]
+    size = np.zeros_like(start)
+    np.maximum.at(size, regions["row"], regions["size"])  # empty fields may start there, too
+    inside = (start >= first) & (size <= page) & (start % page + size <= page) & (start < end)
+    inside &= (size > 0) & (size <= end - np.minimum(start, end))
     pixels = shapes.prod(1)
-    fits = np.isin(mode, (_JPEG, _RAW)) & ((mode == _JPEG) | (size == 3 * pixels))
-    if bad := np.flatnonzero(~(inside & fits & (pixels > 0))).tolist():
+    fits = (pixels > 0) & ((mode == _JPEG) | ((mode == _RAW) & (size == 3 * pixels)))
+    if bad := np.flatnonzero(~(inside & fits)).tolist():
         raise DataError(f"{path}: damaged: {len(bad)} pictures, the first in row {bad[0]}")
     if pixels.max() > MAX_PIXELS:
         raise DataError(f"{path}: row {int(pixels.argmax())} has more than {MAX_PIXELS:,} pixels")
@@ -254,7 +253,7 @@ def _read_table(path: Path, file: IO[bytes], total: int) -> Table:
         path=path,
         fields=tuple(fields),
         picture=picture,
-        page=int(header["page"]),
+        page=page,
         labels=rows[f"f{fields.index(label)}"].astype(np.int64),
         raw=mode == _RAW,
         start=start.astype(np.int64),

@@ -203,6 +203,8 @@ def test_damage_is_named(tmp_path, dataset):
         (b"", "not a .beton"),
         (b"words", "not a .beton"),
         (changed(0, b"\x03"), "version 2"),
+        (changed(4, b"\x00" * 4), "version 2"),  # the size of a page
+        (changed(4, b"\x40\x00\x00\x00"), "10 pictures"),  # pictures of 90 bytes, pages of 64
         (changed(8, b"\x00" * 8), "no pictures"),
         (changed(8, b"\xff" * 8), "cut off"),  # that many rows
         (changed(16, b"\xff" * 8), "cut off"),  # where the list of regions is
@@ -212,6 +214,7 @@ def test_damage_is_named(tmp_path, dataset):
         (changed(rows + 1, b"\x00\x00"), "1 pictures, the first in row 0"),
         (changed(rows + 5, b"\xff" * 8), "1 pictures, the first in row 0"),  # where it lies
         (changed(rows + 5, b"\x05"), "1 pictures, the first in row 0"),
+        (changed(len(whole) - 24, b"\x08"), "1 pictures, the first in row 9"),  # its row
         (whole[:-24], "1 pictures, the first in row 9"),  # a region lacks
         (changed(len(whole) - 8, b"\xff" * 8), "1 pictures, the first in row 9"),  # its size
         (whole[: len(whole) // 2], "cut off"),
