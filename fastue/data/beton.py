@@ -8,11 +8,12 @@ the file. What the format cannot say, the ids and the names of the classes, stan
 
 import io
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +29,8 @@ from fastue.data.atomic import (
     make_folder,
     remove_stale_of,
 )
-from fastue.data.dataset import ImageDataset, gather
+from fastue.data.cache import cached, remember
+from fastue.data.dataset import ImageDataset
 from fastue.data.folder import check_memory
 from fastue.data.npz import from_arrays
 from fastue.data.pictures import MAX_PIXELS, fit
@@ -97,8 +99,15 @@ def is_beton(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).lower().endswith(".beton")
 
 
-def open_beton(path: str | os.PathLike[str], *, size: int | None = None) -> ImageDataset:
-    """A .beton file in memory. FFCV is not needed.
+def open_beton(
+    path: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    cache: Path | None = None,
+    limit: int = 0,
+) -> ImageDataset:
+    """A .beton file in memory, or its pictures in the folder `cache` where they take more than
+    `limit` bytes. FFCV is not needed.
 
     The one RGB field holds the pictures, the one int field but "index" (or the one named "label")
     the labels. Ids, classes and whether the pictures were gray come from `<file>.json`; without it
@@ -114,16 +123,31 @@ def open_beton(path: str | os.PathLike[str], *, size: int | None = None) -> Imag
             "write it again, or delete the .json to go on with row numbers as ids"
         )
     height, width = (size, size) if size else table.shape()
-    check_memory(path, len(table) * height * width * table.channels)
-    x = np.empty((len(table), height, width, table.channels), dtype=np.uint8)
-    for pixels, _, index in _blocks(table, _BLOCK, size):
-        x[index[0] : index[-1] + 1] = pixels
+    shape, pages = (height, width, table.channels), None
+    if cache is not None and len(table) * math.prod(shape) > limit:
+        status = path.stat()
+        key = [str(path.resolve()), status.st_size, status.st_mtime_ns, size]
+
+        def blocks(begin: int) -> Iterator[tuple[np.ndarray, int, dict]]:
+            for pixels, _, index in _blocks(table, _BLOCK, size, begin):
+                yield pixels, int(index[-1]) + 1, {}
+
+        pages, _ = cached(cache, path.stem, key, shape, blocks)
+        x = pages.images.permute(0, 2, 3, 1).numpy()
+    else:
+        check_memory(path, len(table) * math.prod(shape))
+        x = np.empty((len(table), *shape), dtype=np.uint8)
+        for pixels, _, index in _blocks(table, _BLOCK, size):
+            x[index[0] : index[-1] + 1] = pixels
     names = {key: table.names[key] for key in ("ids", "classes") if key in table.names}
     dataset = from_arrays(x, table.labels, source=str(path), **names)
     if lossy := int((~table.raw).sum()):
         dataset.notes.append(f"{lossy} pictures are stored as JPEG")
     if resized := int((table.shapes != (height, width)).any(1).sum()):
         dataset.notes.append(f"{resized} pictures resized to {width}x{height}")
+    if pages is not None:
+        dataset = replace(dataset, images=pages.images, pages=pages)
+        remember(pages, dataset.fingerprint())
     return dataset
 
 
@@ -294,7 +318,7 @@ def _read_names(path: Path, rows: int, total: int) -> dict:
 
 
 def _blocks(
-    table: Table, block: int, size: int | None
+    table: Table, block: int, size: int | None, begin: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     height, width = (size, size) if size else table.shape()
     plain = bool(table.raw.all() and (table.shapes == (height, width)).all())
@@ -302,7 +326,7 @@ def _blocks(
     with table.path.open("rb", buffering=0) as file, ThreadPoolExecutor(workers) as pool:
         # Copies are done by the time a thread has taken one over; decoding is worth it.
         each = map if plain else pool.map
-        for first in range(0, len(table), block):
+        for first in range(begin, len(table), block):
             index = np.arange(first, min(first + block, len(table)))
             pixels = np.empty((len(index), height, width, table.channels), dtype=np.uint8)
             found = each(lambda row: _picture(table, file.fileno(), row, size), index.tolist())
@@ -350,7 +374,7 @@ def _write(file: IO[bytes], dataset: ImageDataset, jpeg: int | None) -> None:
     file.seek(end)  # what is skipped is zero
     for first in range(0, n, _BLOCK):
         index = torch.arange(first, min(first + _BLOCK, n), device=dataset.device)
-        x = gather(dataset.images, index)  # the one place that asks the data set for pixels
+        x = dataset.take(index)  # the one place that asks the data set for pixels
         pixels = x.permute(0, 2, 3, 1).expand(-1, -1, -1, 3 if channels == 1 else -1)
         for row, picture in enumerate(np.ascontiguousarray(pixels.cpu().numpy()), first):
             data = picture.data if jpeg is None else _jpeg(picture, jpeg)

@@ -30,8 +30,8 @@ def open_dataset(
               have one size
     labels    a CSV table `file,class` for a folder that is not sorted into classes
     on_error  "stop" (default) or "skip": what to do with pictures that cannot be read
-    cache     a folder for decoded pictures: those of a folder that take more than `limit` bytes are
-              kept there, and mapped into memory; the next call finds them
+    cache     a folder for decoded pictures: those of a folder or .beton that take more than `limit`
+              bytes are kept there, and mapped into memory; the next call finds them
 
     What was converted or left out is listed in `.notes`. Raises UsageError for an argument that
     makes no sense and DataError for pictures or labels that cannot be used; nothing is written in
@@ -43,6 +43,7 @@ def open_dataset(
         raise UsageError(f"--size must be between 1 and 8192, not {size}")
     name = os.fspath(source)
     path = Path(name)
+    kept = {"cache": None if cache is None else Path(cache), "limit": limit}
     if labels is not None and not path.is_dir():
         raise UsageError(f"--labels goes with a folder of pictures; {name} has its own labels")
     if name.startswith("demo:"):
@@ -55,20 +56,13 @@ def open_dataset(
         dataset = open_torchvision(name, size=size)
     elif path.is_dir():
         table = None if labels is None else _read_table(Path(labels))
-        dataset = open_folder(
-            path,
-            size=size,
-            table=table,
-            on_error=on_error,
-            cache=None if cache is None else Path(cache),
-            limit=limit,
-        )
+        dataset = open_folder(path, size=size, table=table, on_error=on_error, **kept)
     elif is_npz(path):
         dataset = open_npz(path, size=size)
     elif not path.exists():
         raise DataError(f"{name}: no such file or folder")
     elif is_beton(path):
-        dataset = open_beton(path, size=size)
+        dataset = open_beton(path, size=size, **kept)
     else:
         raise DataError(f"{name}: not a folder of pictures and not an .npz or .beton file")
     present = len(dataset.labels.unique())

@@ -133,3 +133,15 @@ def test_index_is_plain_json(tiny_folder, tmp_path):
     data = open_dataset(tiny_folder(), cache=tmp_path)
     index = json.loads((the_file(tmp_path).parent / "index.json").read_text())
     assert index == {"pictures": 96, "notes": [], "fingerprint": data.fingerprint()}
+
+
+def test_a_beton_goes_into_it_too(tiny, tmp_path):
+    from fastue.data.beton import write_beton
+
+    data, path = tiny(), tmp_path / "a.beton"
+    write_beton(path, data)
+    for _ in range(2):
+        mapped = open_dataset(path, cache=tmp_path / "cache")
+        assert mapped.pages is not None and mapped.ids == data.ids
+        assert torch.equal(mapped.images, data.images)
+        assert mapped.fingerprint() == data.fingerprint()
