@@ -1,7 +1,8 @@
 """Kill a command at random moments until it is done: `python tests/commands/killed.py 100 OUT
 COMMAND …`.
 
-OUT is what the command fills. Of several processes (torchrun's ranks) all die at once by SIGKILL, or
+OUT is what the command fills; moments count from when it has begun to work there, which the time of
+OUT/.lock tells. Of several processes (torchrun's ranks) all die at once by SIGKILL, or
 every second time a single one, after which the others have to end by themselves. A run that ends
 before its kill starts over, so that all kills hit something. For slow tests, and by hand.
 """
@@ -18,19 +19,20 @@ from pathlib import Path
 
 
 def until_done(command: list[str], out: Path, kills: int, seed: int, latest: float) -> list[float]:
-    """Seconds after the start of each kill, the latest after `latest`; the last start has run to
-    its end.
-    """
+    """Seconds of work before each kill, at most `latest`; the last start has run to its end."""
     draw, moments = random.Random(seed), []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     while True:
         over = len(moments) >= kills
-        start = time.monotonic()
+        before = _claimed(out)
         run = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
         )
+        while not over and run.poll() is None and _claimed(out) == before:
+            time.sleep(0.01)
+        start = time.monotonic()
         try:
-            _, errors = run.communicate(timeout=None if over else latest * draw.uniform(0.3, 1))
+            _, errors = run.communicate(timeout=None if over else latest * draw.random())
         except subprocess.TimeoutExpired:
             moments.append(time.monotonic() - start)
             family = [run.pid, *below(run.pid)]
@@ -44,6 +46,11 @@ def until_done(command: list[str], out: Path, kills: int, seed: int, latest: flo
         if over:
             return moments
         shutil.rmtree(out)
+
+
+def _claimed(out: Path) -> int:
+    lock = out / ".lock"
+    return lock.stat().st_mtime_ns if lock.exists() else 0
 
 
 def below(pid: int) -> list[int]:
@@ -61,5 +68,5 @@ def below(pid: int) -> list[int]:
 
 if __name__ == "__main__":
     begun = time.monotonic()
-    moments = until_done(sys.argv[3:], Path(sys.argv[2]), int(sys.argv[1]), seed=0, latest=14.0)
+    moments = until_done(sys.argv[3:], Path(sys.argv[2]), int(sys.argv[1]), seed=0, latest=6.0)
     print(f"{len(moments)} kills, {time.monotonic() - begun:.0f} s")
