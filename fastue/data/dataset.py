@@ -21,6 +21,7 @@ from fastue.core.errors import DataError, UsageError
 from fastue.data.keyed import keyed_generator
 
 _HASH_BLOCK = 1 << 24
+_AROUND = 1 << 16
 _KEPT = 1 << 26  # bytes of a file of pictures that stay in memory
 
 
@@ -128,9 +129,11 @@ class ImageDataset:
 
     def take(self, index: Tensor) -> Tensor:
         """Pictures of the rows `index` (int64 [B]), uint8 [B,C,H,W] channels_last, on `device`."""
-        x = gather(self.images, index.to(self.images.device))
+        rows = index.to(self.images.device)
+        x = gather(self.images, rows)
         if self.pages is not None:
-            self.pages.used(x.numel())
+            # The system maps a neighbourhood of each page that is asked for.
+            self.pages.used(max(x.numel(), len(rows) * _AROUND))
         return x.to(self.device)
 
     def subset(self, rows: Sequence[int] | Tensor | np.ndarray) -> "ImageDataset":
