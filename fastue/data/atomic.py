@@ -69,6 +69,33 @@ def atomic_write(
 
 
 @contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path` to be filled, then made durable and renamed to `path`.
+
+    A kill at any moment leaves no `path`; what a killed run left is removed by the next. Raises
+    DataError where `path` exists and is not an empty folder.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_short(path.name)}{_MARK}")
+    with writing(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            sync_all()
+            try:
+                os.rename(temporary, path)
+            except OSError as error:
+                if error.errno == errno.ENOTEMPTY:
+                    raise DataError(f"{path}: exists already") from error
+                raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn a failed write to `path` into a DataError that says what to do."""
     try:

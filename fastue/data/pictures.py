@@ -1,5 +1,6 @@
 """One picture file to uint8 pixels, with a policy for all that is not plain 8-bit RGB or gray."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ class PictureError(Exception):
     """A file that is not a readable picture; the text is the reason, without the file's name."""
 
 
-def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Pixels uint8 [H,W,C] (C = 1 for gray, else 3), and in short phrases what had to be converted.
+def decode(path: Path | io.BytesIO, size: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pixels uint8 [H,W,C] (C = 1 for gray, else 3) of a file, or of its bytes, and in short phrases
+    what had to be converted.
 
     With `size`, the shorter side is resized to it (bicubic) and the centre size x size is cut out.
     Raises PictureError for anything unreadable, damaged or larger than MAX_PIXELS.
@@ -49,7 +51,8 @@ def decode(path: Path, size: int | None = None) -> tuple[np.ndarray, tuple[str, 
     except FileNotFoundError as error:
         raise PictureError("no such file (a dangling link?)") from error
     except Image.UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        size_of = path.stat().st_size if isinstance(path, Path) else len(path.getbuffer())
+        empty = size_of == 0
         reason = "empty file" if empty else "not a PNG, JPEG, WebP or BMP picture"
         raise PictureError(reason) from error
     except MemoryError as error:
