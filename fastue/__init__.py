@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastue import ops
     from fastue.commands.attack import attack
     from fastue.commands.certify import certify
+    from fastue.commands.convert import convert
     from fastue.commands.protect import protect
     from fastue.commands.verify import verify
     from fastue.data.protected import Protected
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "attack",
     "certify",
+    "convert",
     "emn",
     "lsp",
     "open_dataset",
@@ -51,6 +53,7 @@ _HOMES = {
     "verify": "fastue.commands.verify",
     "attack": "fastue.commands.attack",
     "certify": "fastue.commands.certify",
+    "convert": "fastue.commands.convert",
     "open_dataset": "fastue.data.sources",
     "Protected": "fastue.data.protected",
     "use_backend": "fastue.ops",

@@ -9,6 +9,7 @@ from fastue.data.beton import is_beton, open_beton
 from fastue.data.dataset import ImageDataset
 from fastue.data.demo import demo_dataset
 from fastue.data.folder import open_folder
+from fastue.data.formats import FORMATS, of_name
 from fastue.data.npz import is_npz, open_npz
 from fastue.data.torchvision_sets import open_torchvision
 
@@ -25,7 +26,8 @@ def open_dataset(
     """Read a data set into memory, or for a folder of pictures into a file.
 
     source    a folder with one sub-folder a class (PNG, JPEG, WebP, BMP), a .npz file with x and y,
-              a .beton file, torchvision:NAME:FOLDER[:train|test], or demo:train, demo:test
+              a .beton, a .tar (WebDataset), a .parquet with pictures, a folder with labels.csv,
+              torchvision:NAME:FOLDER[:train|test], or demo:train, demo:test
     size      resize the shorter side to this and cut out the centre; without it all pictures must
               have one size
     labels    a CSV table `file,class` for a folder that is not sorted into classes
@@ -54,6 +56,10 @@ def open_dataset(
         dataset = demo_dataset(name.removeprefix("demo:"))
     elif name.startswith("torchvision:"):
         dataset = open_torchvision(name, size=size)
+    elif labels is None and (path / "labels.csv").is_file():
+        dataset = FORMATS["csv"].load().read(path, size)
+    elif name.lower().endswith((".tar", ".parquet")):
+        dataset = FORMATS[of_name(name)].load().read(path, size)
     elif path.is_dir():
         table = None if labels is None else _read_table(Path(labels))
         dataset = open_folder(path, size=size, table=table, on_error=on_error, **kept)

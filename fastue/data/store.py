@@ -321,6 +321,10 @@ class NoiseStore:
             [self._shown(np.array(self._map(shard))) for shard in range(self.shard_count)]
         )
 
+    def coarse(self, shard: int) -> np.ndarray:
+        """The noise of a shard as it is stored, int8 [rows, C, h, w]."""
+        return np.ascontiguousarray(self._map(shard))
+
     def shard_problems(self, *, checksums: bool = True) -> list[str]:
         """What is wrong with the shards of a finished store, one line each."""
         problems = []

@@ -1,8 +1,9 @@
 """Formats that are read and written, by name; one module each, loaded when it is used.
 
 A module of pictures has `check(dataset)`, which raises DataError for what the format cannot hold,
-`write(path, dataset)`, whole or not at all, `read(path, size=None)`, and `KEEPS`, what of a data set
-comes back besides pixels and labels: "ids", "classes", "order". Imports no torch.
+`write(path, dataset)`, whole or not at all, `read(path, size=None)`, and where what comes back is
+not what was given (ids become file names, rows are sorted) `stored(dataset)`, which is. A module of
+noise has `write(path, store)` and `read(path) -> noise.Noise`. Imports no torch.
 """
 
 import importlib
@@ -19,6 +20,7 @@ class Format:
     module: str
     suffixes: tuple[str, ...]
     summary: str
+    noise: bool = False  # holds noise, not pictures
 
     def load(self) -> ModuleType:
         return importlib.import_module(f"{__name__}.{self.module}")
@@ -30,8 +32,12 @@ FORMATS = {
     "csv": Format("table", (), "folder 00000.png, 00001.png … and labels.csv"),
     "npz": Format("npz", (".npz",), "arrays x, y, ids, classes"),
     "avatar": Format("avatar", (), ".npz with data and targets, as AVATAR reads it"),
+    "beton": Format("beton", (".beton",), "FFCV's, raw pixels; ids and classes beside it"),
     "tar": Format("tar", (".tar",), "WebDataset; set-{00000..00007}.tar: 8 shards"),
     "parquet": Format("parquet", (".parquet",), "Hugging Face's image columns"),
+    "pt": Format("pt", (".pt",), "noise float32 [N,C,H,W] in [-eps, eps], as EMN and PUE", True),
+    "pkl": Format("pkl", (".pkl",), "noise int8 [N,C,H,W] in 1/255, as REM", True),
+    "zst": Format("zst", (".safetensors.zst",), "noise int8, entropy-coded, with its ids", True),
 }
 _LOSSY = (".jpg", ".jpeg", ".jfif", ".avif", ".heic")
 
@@ -52,6 +58,8 @@ def of_name(name: str, to: str | None = None) -> str:
         return to
     if told is None and low.endswith(_LOSSY):
         raise UsageError(f"{name}: lossy formats weaken the noise and are not written; use png")
-    if told is None and low.endswith((".zip", ".gz", ".zst", ".tgz", ".npy", ".safetensors")):
+    if told is None and low.endswith(
+        (".zip", ".gz", ".zst", ".tgz", ".npy", ".safetensors", ".pth")
+    ):
         raise UsageError(f"{name}: no format of this name; use one of {', '.join(FORMATS)}")
     return told or "png"

@@ -15,8 +15,6 @@ from fastue.data.folder import open_folder
 from fastue.data.formats._pictures import encoded, refuse_empty_classes
 from fastue.data.writers import picture_names
 
-KEEPS = ("classes",)
-
 
 def check(dataset: ImageDataset) -> None:
     refuse_empty_classes(dataset)

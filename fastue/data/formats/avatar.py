@@ -7,8 +7,6 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.formats.npz import read as read
 from fastue.data.formats.npz import write_arrays
 
-KEEPS = ("order",)
-
 
 def check(dataset: ImageDataset) -> None:
     """Holds every data set."""

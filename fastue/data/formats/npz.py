@@ -12,8 +12,6 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.formats._pictures import blocks
 from fastue.data.npz import open_npz
 
-KEEPS = ("ids", "classes", "order")
-
 
 def check(dataset: ImageDataset) -> None:
     for name in (*dataset.ids, *dataset.classes):

@@ -13,8 +13,6 @@ from fastue.data.formats._pictures import BATCH, decoded, encoded
 from fastue.data.npz import from_arrays
 from fastue.data.writers import encode_png
 
-KEEPS = ("ids", "classes", "order")
-
 
 def check(dataset: ImageDataset) -> None:
     """Holds every data set."""

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from fastue.data.dataset import ImageDataset
 from fastue.data.formats import _folders
-from fastue.data.formats._folders import KEEPS as KEEPS
 from fastue.data.formats._folders import check as check
 from fastue.data.formats._folders import read as read
 from fastue.data.writers import encode_png

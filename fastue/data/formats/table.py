@@ -17,7 +17,6 @@ from fastue.data.npz import from_arrays
 from fastue.data.store import is_inside
 from fastue.data.writers import encode_png
 
-KEEPS = ("ids", "classes", "order")
 TABLE = "labels.csv"
 
 

@@ -22,7 +22,6 @@ from fastue.data.npz import from_arrays
 from fastue.data.store import is_inside
 from fastue.data.writers import encode_png
 
-KEEPS = ("ids", "classes", "order")
 _PATTERN = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _PICTURES = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 _CLASSES, _ROWS = "FASTUE.classes", "FASTUE.rows"

@@ -9,7 +9,6 @@ from PIL import Image
 from fastue.core.errors import DataError
 from fastue.data.dataset import ImageDataset
 from fastue.data.formats import _folders
-from fastue.data.formats._folders import KEEPS as KEEPS
 from fastue.data.formats._folders import read as read
 from fastue.data.formats._pictures import refuse_large
 
