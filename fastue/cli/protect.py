@@ -26,6 +26,11 @@ def add_arguments(parser) -> None:
         "--size", type=positive, help="resize the shorter side to this and cut out the centre"
     )
     parser.add_argument(
+        "--full-size",
+        action="store_true",
+        help="write each picture at its own size, the noise made at --size and enlarged",
+    )
+    parser.add_argument(
         "--labels", type=Path, metavar="CSV", help="`file,class` lines for an unsorted folder"
     )
     parser.add_argument(
@@ -109,6 +114,7 @@ def run(args) -> int:
         check=not args.no_check,
         plan=args.plan,
         size=args.size,
+        full_size=args.full_size,
         labels=args.labels,
         skip_bad=args.skip_bad,
         cache=args.cache,

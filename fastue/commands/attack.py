@@ -149,7 +149,7 @@ def _material(
     from fastue.data.verify import open_protected
     from fastue.protocol.cells import Material
 
-    size = size or run.get("size")
+    size = size or run.get("size") or manifest.get("size")
     return Material(
         open_protected(directory),
         _originals(source, run.get("source"), size, manifest),

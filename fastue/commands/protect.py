@@ -29,6 +29,7 @@ from fastue.core.errors import UsageError
 from fastue.data import visibility
 from fastue.data.atomic import atomic_write_json, free_space_check, make_folder, writing
 from fastue.data.dataset import ImageDataset
+from fastue.data.fullsize import files_of, mean_pixels, policy
 from fastue.data.layout import MANIFEST, RUN_FILE, SURROGATE_FILE
 from fastue.data.preview import preview_of
 from fastue.data.sources import open_dataset
@@ -67,6 +68,7 @@ def protect(
     check: bool = True,
     plan: bool = False,
     size: int | None = None,
+    full_size: bool = False,
     labels: str | os.PathLike[str] | None = None,
     skip_bad: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -89,6 +91,7 @@ def protect(
               then with stronger settings. `.check` of the result says what came of it in the end
     plan      only say what it will take, in `.plan` of the result
     size      resize the shorter side to this and cut out the centre
+    full_size  make the noise at `size`, but write each picture at its own size, the noise enlarged
     labels    a CSV table of `file,class` lines for a folder that is not sorted into classes
     skip_bad  leave out pictures that cannot be read
     cache     a folder where decoded pictures are kept for the next run on the same source
@@ -114,6 +117,8 @@ def protect(
         raise UsageError(
             f"--max-memory {max_memory}: at least {4 * _LEAST_MEMORY >> 20} MiB are needed"
         )
+    if full_size:
+        _check_full_size(source, size, config)
     keep = out / "work" / "pictures" if cache is None else Path(cache)
     data = _opened(source, size, labels, skip_bad, keep, 0 if cache is not None else limit)
     for note in data.notes:
@@ -123,8 +128,10 @@ def protect(
         f"{method}, {config.text()}, on {where}"
     )
     kind.check(data, config)
+    written = data.shape[0] * mean_pixels(data) if full_size else math.prod(data.shape)
     if plan:
-        return ProtectResult(out, plan=plan_text(data.to(where), kind, config, check=check))
+        text = plan_text(data.to(where), kind, config, check=check, written=written)
+        return ProtectResult(out, plan=text)
     for warning in config.warnings():
         tell(f"warning: {warning}")
     arguments = {
@@ -132,6 +139,7 @@ def protect(
         "config": config.record(),
         "compat": config.compat,
         "size": size,
+        "full_size": full_size,
         "device": where.type,
         "source_fingerprint": data.fingerprint(),
         "check": check,
@@ -143,7 +151,7 @@ def protect(
             # Sums of a network's layers may depend on the number of threads: a resumed run keeps
             # what it began with.
             torch.set_num_threads(run["threads"])
-            free_space_check(out, _bytes_needed(data, config))
+            free_space_check(out, _bytes_needed(data, config, written))
             clock = clock or Clock()
             best, attempts = search(
                 data.to(where),
@@ -159,7 +167,7 @@ def protect(
             )
             perturbation = best.noise
             with clock("store"):
-                _write(out, data, best, attempts, progress)
+                _write(out, data, best, attempts, full_size, progress)
         distributed.barrier()
         manifest = NoiseStore.open(out, shards=False).manifest
         checked = CheckResult.of(manifest["check"]) if "check" in manifest else None
@@ -191,8 +199,30 @@ def _opened(
     )
 
 
+def _check_full_size(source, size: int | None, config: Config) -> None:
+    """Before anything is decoded."""
+    if isinstance(source, ImageDataset):
+        files_of(source)
+        if source.shape[1] != source.shape[2]:
+            raise UsageError("--full-size: open the pictures with a size, to square views of them")
+    elif size is None or not Path(source).is_dir():
+        raise UsageError(
+            "--full-size goes with --size S, where the noise is made, and a folder of picture "
+            f"files; the source is {source}, the size {size or 'not given'}"
+        )
+    if config.budget.norm != "linf":
+        raise UsageError(
+            "--full-size goes with --norm linf: enlarged noise has a larger 2-norm than its budget"
+        )
+
+
 def _write(
-    out: Path, data: ImageDataset, best: Attempt, attempts: list[dict], progress: Callable
+    out: Path,
+    data: ImageDataset,
+    best: Attempt,
+    attempts: list[dict],
+    full_size: bool,
+    progress: Callable,
 ) -> None:
     """Everything but the checkpoints; the manifest comes last. Each rank writes a part of the noise
     and of the pictures.
@@ -208,6 +238,8 @@ def _write(
         "history": result.history,
         "visibility": visibility.measure(clean, protected),
     }
+    if full_size:
+        header |= policy(data.shape[1])
     if best.check:
         header["check"] = {**best.check.record(), "attempts": attempts}
 
@@ -239,6 +271,7 @@ def _write(
         data,
         store.rows,
         change=result.change,
+        full_size=full_size,
         part=(rank, ranks),
         progress=lambda done, total: progress("write", done, total, {}),
     )
@@ -296,7 +329,7 @@ def _read_run(out: Path, arguments: dict) -> dict:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path}: damaged ({error}); name a new --out") from error
-    before = _flat(run)
+    before = {"full_size": False, **_flat(run)}  # earlier versions do not say
     if "check" not in before:  # of an earlier version: it goes on as it began, unchecked
         arguments = {name: value for name, value in arguments.items() if name != "check"}
     for name, value in _flat(arguments).items():
@@ -340,10 +373,10 @@ def _claimed(out: Path) -> Iterator[None]:
             os.unlink(out / ".lock")
 
 
-def _bytes_needed(data: ImageDataset, config: Config) -> int:
-    """An upper estimate of the disk a run takes: pictures, noise, two checkpoints of the working
-    state, and the noise of the best attempt.
+def _bytes_needed(data: ImageDataset, config: Config, written: int) -> int:
+    """An upper estimate of the disk a run takes: pictures (of `written` values each), noise, two
+    checkpoints of the working state, and the noise of the best attempt.
     """
     rows = len(data) if config.mode == "sample" else data.num_classes
     pixels = math.prod(data.shape)
-    return len(data) * (pixels + 1024) + rows * pixels * (1 + 3 * 4) + (64 << 20)
+    return len(data) * (written + 1024) + rows * pixels * (1 + 3 * 4) + (64 << 20)

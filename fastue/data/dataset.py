@@ -63,7 +63,8 @@ class ImageDataset:
     images uint8 [N,C,H,W] (made channels_last), labels int64 [N] in [0, len(classes)), ids unique
     strings (relative path or row), classes names. `source` says where it came from, `notes` what
     was converted, skipped or odd, `pages` the file that images are in if they are in none of the
-    memory. Raises DataError when these do not fit together.
+    memory, `root` the folder that the ids are picture files in. Raises DataError when these do not
+    fit together.
     """
 
     images: Tensor
@@ -73,6 +74,7 @@ class ImageDataset:
     source: str = ""
     notes: list[str] = field(default_factory=list)
     pages: Pages | None = None
+    root: Path | None = None
 
     def __post_init__(self) -> None:
         if self.pages is not None and self.images is not self.pages.images:

@@ -65,6 +65,7 @@ def open_folder(
         source=str(root),
         notes=notes,
         pages=pages,
+        root=root,
     )
     if pages is not None:
         remember(pages, dataset.fingerprint())

@@ -108,9 +108,24 @@ def _flat(part: object) -> tuple:
 
 def fit(picture: Image.Image, size: int) -> Image.Image:
     """The shorter side resized to `size` (bicubic), then the centre size x size."""
-    width, height = picture.size
+    width, height, left, top = placed(*picture.size, size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return picture.crop((left, top, left + size, top + size))
+
+
+def placed(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """What `fit` resizes a picture to (width, height), and where in it the centre begins (left,
+    top).
+    """
     short = min(width, height)
     width, height = max(size, round(width * size / short)), max(size, round(height * size / short))
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    return width, height, (width - size) // 2, (height - size) // 2
+
+
+def dimensions(path: Path) -> tuple[int, int]:
+    """Width and height as a file says them, before it is turned upright; (0, 0) where it does not."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.size
+    except Exception:  # decode will say why
+        return 0, 0

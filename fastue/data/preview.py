@@ -80,7 +80,10 @@ def preview_of(
     first = [int((labels == k).nonzero()[0]) for k in labels.unique()[:rows]]
     chosen = (first + [i for i in range(len(labels)) if i not in set(first)])[:rows]
     files = [directory / manifest["pictures"]["files"][row] for row in chosen]
-    written = torch.from_numpy(np.stack([decode(file)[0] for file in files])).permute(0, 3, 1, 2)
+    size = manifest.get("size")  # where pictures are of their own sizes
+    written = torch.from_numpy(np.stack([decode(file, size)[0] for file in files])).permute(
+        0, 3, 1, 2
+    )
     clean, levels = originals.take(torch.tensor(chosen)).cpu(), manifest["levels"]
     if Budget.of(manifest).norm != "linf":  # no bound on a single value: drawn to what is there
         levels = int((written.int() - clean.int()).abs().max())

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 from fastue.core.errors import DataError
 from fastue.data.dataset import ImageDataset
 from fastue.data.folder import some
+from fastue.data.fullsize import files_of, original, view
 from fastue.data.pictures import PictureError, decode
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
 from fastue.data.verify import open_protected
-from fastue.data.writers import protected_pictures
+from fastue.data.writers import protected_original, protected_pictures
 
 
 class Protected(Dataset):
@@ -27,6 +28,7 @@ class Protected(Dataset):
                to these, and `images/` is not read
     transform  called with the uint8 picture; what it returns takes its place
 
+    Pictures that were written at their own size are resized and cut out as protect did.
     `classes` names the labels, `ids` the pictures in order, `manifest` is what manifest.json holds.
     Works in the workers of a DataLoader. Raises DataError, naming the file, for an unfinished run
     and for pictures that are missing, damaged, of another size, or not those that were protected.
@@ -48,10 +50,10 @@ class Protected(Dataset):
         self.ids: list[str] = self.manifest["ids"]
         self.labels: list[int] = self.manifest["labels"]
         self._pixels: Tensor | None = None
-        self._clean: Tensor | None = None
+        self._clean: ImageDataset | None = None
         pictures = self.manifest["pictures"]
         if originals is not None:
-            self._clean = _matching(originals, self.manifest).images
+            self._clean = _matching(originals, self.manifest)
         elif pictures is None:
             raise DataError(f"{directory}: holds noise only; pass the originals to add it to")
         elif pictures["kind"] == "npz":
@@ -75,12 +77,17 @@ class Protected(Dataset):
         if self._clean is None:
             return self._decoded(self.directory / self.manifest["pictures"]["files"][row])
         noise, only = self._store.rows([row]), torch.zeros(1, dtype=torch.int64)
-        clean = self._clean[row : row + 1]
-        return protected_pictures(clean, noise, only, change=self._store.change)[0]
+        clean, way = self._clean.images[row : row + 1], self._store.change
+        if not self.manifest.get("full_size"):
+            return protected_pictures(clean, noise, only, change=way)[0]
+        path = files_of(self._clean) / self.ids[row]
+        whole = original(path, clean[0].permute(1, 2, 0).cpu().numpy())
+        shown = view(protected_original(whole, noise[0], change=way), self.manifest["size"])
+        return torch.from_numpy(shown.copy()).permute(2, 0, 1)
 
     def _decoded(self, path: Path) -> Tensor:
         try:
-            pixels, _ = decode(path)
+            pixels, _ = decode(path, self.manifest.get("size"))
         except PictureError as error:
             raise DataError(f"{path}: {error}") from error
         picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -64,7 +64,7 @@ _IDENTITY = (
 )
 # The same for what came later. Named only where it is not what it always was, so that old stores
 # stay as they are.
-_LATER = {"norm": "linf", "change": "additive", "grain": 1}
+_LATER = {"norm": "linf", "change": "additive", "grain": 1, "full_size": False}
 _REQUIRED = (
     *_IDENTITY,
     "format",
@@ -543,6 +543,7 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
             and all(type(side) is int and side > 0 for side in manifest["shape"])
             and type(manifest.get("grain", 1)) is int
             and manifest.get("grain", 1) > 0
+            and (not manifest.get("full_size") or manifest["shape"][1:] == [manifest["size"]] * 2)
             and type(manifest["shard_rows"]) is int
             and manifest["shard_rows"] > 0
             and type(manifest["levels"]) is int

@@ -15,13 +15,14 @@ from fastue.core.errors import DataError
 from fastue.data.budget import Budget, within_length
 from fastue.data.dataset import ImageDataset
 from fastue.data.folder import read_pictures, some
+from fastue.data.fullsize import files_of, original
 from fastue.data.npz import open_npz
 from fastue.data.parallel import map_blocks
 from fastue.data.pictures import EXTENSIONS, PictureError, decode
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
 from fastue.data.tensorfile import file_sha256, read_tensors
-from fastue.data.writers import is_png, pixel_hash, protected_pictures
+from fastue.data.writers import is_png, pixel_hash, protected_original, protected_pictures
 
 _BLOCK = 128
 
@@ -101,8 +102,9 @@ def open_protected(directory: str | os.PathLike[str]) -> ImageDataset:
     """The pictures as written, decoded from their files, with the ids, labels and classes of the
     manifest.
 
-    The noise itself is not needed. Raises DataError when the run is unfinished or files are
-    missing, unreadable or of another size.
+    Pictures that were written at their own size are resized and cut out as protect did. The noise
+    itself is not needed. Raises DataError when the run is unfinished or files are missing,
+    unreadable or of another size.
     """
     directory = Path(directory)
     manifest = NoiseStore.open(directory, shards=False).manifest
@@ -125,7 +127,8 @@ def open_protected(directory: str | os.PathLike[str]) -> ImageDataset:
             f"{some(absent)}"
         )
     notes: list[str] = []
-    pixels, _ = read_pictures(directory, files, size=None, on_error="stop", notes=notes)
+    size = manifest.get("size")
+    pixels, _ = read_pictures(directory, files, size=size, on_error="stop", notes=notes)
     if list(pixels.shape[1:]) != _hwc(manifest["shape"]):
         raise DataError(
             f"{directory}: pictures are {list(pixels.shape[1:])}, "
@@ -151,7 +154,8 @@ def verify(
 
     With `source` (an open data set, or what open_dataset takes) every pixel must equal clip(x +
     noise, 0, 255) for the original of the same id, recomputed here; without it, pixels are compared
-    with the hashes taken when they were written. Shards are hashed and held to the budget in both
+    with the hashes taken when they were written. Pictures that were written at their own size are
+    compared with those in the files of `source`, their noise enlarged. Shards are hashed and held to the budget in both
     cases. Raises DataError when there is nothing to check.
     """
     directory = Path(directory)
@@ -178,7 +182,7 @@ def verify(
         blocks = _decoded_npz(directory / pictures["files"][0], manifest, result)
         names = manifest["ids"]
     else:
-        blocks = _decoded_files(directory, pictures["files"], manifest["shape"], result)
+        blocks = _decoded_files(directory, manifest, result)
         names = pictures["files"]
         _check_labels(names, manifest, result)
         result.extra = _extra(directory, names)
@@ -194,6 +198,7 @@ class _Originals:
 
     def __init__(self, source: ImageDataset, manifest: dict, result: VerifyResult):
         self.source = source
+        self.root = files_of(source) if manifest.get("full_size") else None
         place = {name: row for row, name in enumerate(source.ids)}
         self.rows = np.array([place.get(name, -1) for name in manifest["ids"]], dtype=np.int64)
         result.not_in_source = [
@@ -212,6 +217,14 @@ class _Originals:
             result.store.append(
                 f"{source.source}: not the data set that was protected (fingerprint differs)"
             )
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The originals of these rows of the manifest, uint8 [B,H,W,C]; at full size, of one."""
+        wanted = torch.from_numpy(self.rows[rows])
+        x = self.source.take(wanted).permute(0, 2, 3, 1).cpu().numpy()
+        if self.root is None:
+            return x
+        return original(self.root / self.source.ids[int(wanted)], x[0])[None]
 
 
 class _Check:
@@ -245,8 +258,10 @@ class _Check:
         result.changed += [self.names[row] for row in sorted(changed)]
 
     def _compare(self, originals: _Originals, rows: np.ndarray, pixels: np.ndarray) -> set[int]:
-        wanted = torch.from_numpy(originals.rows[rows])
-        x = originals.source.take(wanted).permute(0, 2, 3, 1).cpu().numpy()
+        x = originals.take(rows)
+        if x.shape != pixels.shape:
+            self.result.wrong_size += [self.names[row] for row in rows]
+            return set()
         change = pixels.astype(np.int16) - x
         strongest = np.abs(change).max((1, 2, 3))
         squares = np.square(change, dtype=np.int64).sum((1, 2, 3))
@@ -261,11 +276,14 @@ class _Check:
         self.result.over_budget += [self.names[row] for row in rows[over]]
         if not self.readable:  # the damaged shard is reported; its noise says nothing
             return set()
-        original = torch.from_numpy(x).permute(0, 3, 1, 2)
-        expected = protected_pictures(
-            original, self.store.rows(rows), torch.arange(len(rows)), change=self.store.change
-        )
-        wrong = (expected.permute(0, 2, 3, 1).numpy() != pixels).any((1, 2, 3))
+        noise, way = self.store.rows(rows), self.store.change
+        if originals.root is not None:
+            expected = protected_original(x[0], noise[0], change=way)[None]
+        else:
+            clean = torch.from_numpy(x).permute(0, 3, 1, 2)
+            expected = protected_pictures(clean, noise, torch.arange(len(rows)), change=way)
+            expected = expected.permute(0, 2, 3, 1).numpy()
+        wrong = (expected != pixels).any((1, 2, 3))
         return set(rows[wrong].tolist())
 
     def done(self) -> None:
@@ -293,9 +311,11 @@ def _hashes(directory: Path, manifest: dict, result: VerifyResult) -> np.ndarray
 
 
 def _decoded_files(
-    directory: Path, files: list[str], shape: list[int], result: VerifyResult
+    directory: Path, manifest: dict, result: VerifyResult
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    size = tuple(_hwc(shape))
+    """Blocks of pictures; at full size a block is one, since no two need have one size."""
+    files, size = manifest["pictures"]["files"], tuple(_hwc(manifest["shape"]))
+    any_size = bool(manifest.get("full_size"))
 
     def work(block: range) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         rows, pictures, wrong = [], [], {}
@@ -311,15 +331,15 @@ def _decoded_files(
                 continue
             if not is_png(path):
                 wrong[row] = "lossy"
-            if pixels.shape != size:
+            if pixels.shape[2] != size[2] or (pixels.shape != size and not any_size):
                 wrong[row] = "wrong_size"
                 continue
             rows.append(row)
             pictures.append(pixels)
-        stacked = np.stack(pictures) if pictures else np.empty((0, *size), np.uint8)
+        stacked = np.stack(pictures) if pictures else np.empty(0)
         return np.array(rows, dtype=np.int64), stacked, wrong
 
-    for rows, pixels, wrong in map_blocks(work, len(files), _BLOCK):
+    for rows, pixels, wrong in map_blocks(work, len(files), 1 if any_size else _BLOCK):
         for row, kind in wrong.items():
             getattr(result, kind).append(files[row])
         if len(rows):

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastue.core.errors import DataError
 from fastue.data.atomic import atomic_write, atomic_write_bytes, make_folder, sync_all, writing
 from fastue.data.dataset import ImageDataset
+from fastue.data.fullsize import enlarge, files_of, original
 from fastue.data.parallel import map_blocks
 from fastue.data.pictures import EXTENSIONS, PictureError, decode
 from fastue.data.store import WrittenPictures, is_inside
@@ -50,12 +51,22 @@ def protected_pictures(
     return torch.from_numpy(out).permute(0, 3, 1, 2).to(images.device)
 
 
+def protected_original(pixels: np.ndarray, noise: Tensor, *, change: str) -> np.ndarray:
+    """The same for one picture at its own size, uint8 [H,W,C], with the noise of its view, int8
+    [C,S,S].
+    """
+    own = torch.from_numpy(enlarge(noise.numpy(), *pixels.shape[:2]))[None]
+    x, only = torch.from_numpy(pixels).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.int64)
+    return protected_pictures(x, own, only, change=change)[0].permute(1, 2, 0).numpy()
+
+
 def write_folder(
     folder: str | os.PathLike[str],
     dataset: ImageDataset,
     noise: Callable[[Tensor], Tensor],
     *,
     change: str = "additive",
+    full_size: bool = False,
     part: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> WrittenPictures:
@@ -63,11 +74,14 @@ def write_folder(
 
     noise(index) gives that of the rows `index` (int64 [B]) of the data set, int8 [B,C,H,W] in
     1/255, as NoiseStore.rows does. Of `part` = (k, n) processes each writes its share of the
-    pictures, and has 0 for the hashes of the others. A file that already holds the right pixels is
-    left alone, so a killed run can be repeated. All is on the disk when this returns. Raises
-    DataError when a class name cannot be a folder name or the disk is full.
+    pictures, and has 0 for the hashes of the others. With `full_size` each picture is decoded again
+    and written at its own size, its noise enlarged (data/fullsize.py). A file that already holds
+    the right pixels is left alone, so a killed run can be repeated. All is on the disk when this
+    returns. Raises DataError when a class name cannot be a folder name or the disk is full, and
+    with `full_size` when a picture has changed since it was read.
     """
     folder = Path(folder)
+    root = files_of(dataset) if full_size else None
     names, notes = picture_names(dataset)
     for parent in sorted({os.path.dirname(name) for name in names}):
         make_folder(folder / parent)
@@ -77,11 +91,14 @@ def write_folder(
     def work(blocks: range) -> int:
         (block,) = blocks
         index = torch.arange(own[block], min(own[block] + _BLOCK, len(dataset)))
-        pictures = dataset.take(index.to(dataset.device)).cpu()
-        pictures = protected_pictures(
-            pictures, noise(index), torch.arange(len(index)), change=change
-        )
-        for row, picture in zip(index.tolist(), pictures.permute(0, 2, 3, 1).numpy(), strict=True):
+        pictures, bank = dataset.take(index.to(dataset.device)).cpu(), noise(index)
+        if root is None:
+            pictures = protected_pictures(pictures, bank, torch.arange(len(index)), change=change)
+        for place, row in enumerate(index.tolist()):
+            picture = pictures[place].permute(1, 2, 0).numpy()
+            if root is not None:
+                picture = original(root / dataset.ids[row], picture)
+                picture = protected_original(picture, bank[place], change=change)
             hashes[row] = pixel_hash(picture)
             if not _holds(folder / names[row], picture):
                 atomic_write_bytes(folder / names[row], encode_png(picture), durable=False)
