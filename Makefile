@@ -7,7 +7,7 @@ EXTRAS := triton,vision,demo,report,dev
 # What the tests must not skip: Triton, and C++ where there is a compiler.
 REQUIRE := $(shell command -v $(firstword $(CXX)) >/dev/null && echo cpp,)triton
 
-.PHONY: install demo test test-slow test-install lint compile bench check wheel clean
+.PHONY: install demo test test-slow test-ffcv test-install lint compile bench check wheel clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,15 @@ test: install
 
 test-slow: install
 	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)} $(PY) -m pytest -q -m slow -n 2 --timeout 7200
+
+# FFCV has no wheels: it is compiled against these packages of Debian and Ubuntu (root). No other version changes.
+FFCV_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config
+
+test-ffcv: install
+	@pkg-config --exists opencv4 libturbojpeg 2>/dev/null || { echo "== $(FFCV_PACKAGES) (700 MB)"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends $(FFCV_PACKAGES) >/dev/null; }
+	@echo "== ffcv, compiled"
+	@$(PIP) install -qq -c constraints.txt ffcv setuptools
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)},ffcv $(PY) -m pytest -q tests/data/test_ffcv.py
 
 # The two commands on machines that this one is made to look like; several GB of wheels, needs root.
 test-install:

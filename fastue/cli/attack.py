@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
         "--clean",
         required=True,
         metavar="TEST",
-        help="clean test pictures: folder, .npz, NAME:split",
+        help="clean test pictures: folder, .npz, .beton, NAME:split",
     )
     add(
         "--labels",

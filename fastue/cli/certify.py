@@ -18,7 +18,7 @@ def add_arguments(parser) -> None:
     flag = parser.add_argument
     flag("--surrogate", type=Path, help="the network: a file, or the directory protect wrote")
     flag("--train-on", type=Path, metavar="DIR", help="train one on what protect wrote, instead")
-    flag("--clean", metavar="TEST", help="clean test pictures: folder, .npz, NAME:split")
+    flag("--clean", metavar="TEST", help="clean test pictures: folder, .npz, .beton, NAME:split")
     flag("--out", type=Path, help="a new directory, or one a killed run left")
     flag("--labels", type=Path, metavar="CSV", help="`file,class` lines for an unsorted TEST")
     flag("--size", type=positive, help="resize TEST as fastue protect --size did")

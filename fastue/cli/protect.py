@@ -14,7 +14,7 @@ from fastue.methods.base import default_text
 def add_arguments(parser) -> None:
     parser.add_argument(
         "source",
-        help="folder of class sub-folders, .npz with x and y, torchvision:NAME:PATH, demo:train",
+        help="folder of class sub-folders, .npz with x and y, .beton, torchvision:NAME:PATH, demo:train",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="a new directory, or one a killed run left"

@@ -7,17 +7,21 @@ import importlib
 
 _MODULES = {
     "Batch": "dataset",
+    "FFCVLoader": "ffcv",
     "ImageDataset": "dataset",
     "NoiseStore": "store",
     "VerifyResult": "verify",
     "batches": "dataset",
+    "beton_blocks": "beton",
     "crop_flip": "augment",
     "epoch_order": "dataset",
     "gather": "dataset",
     "keyed_generator": "keyed",
+    "open_beton": "beton",
     "open_dataset": "sources",
     "open_protected": "verify",
     "protected_pictures": "writers",
+    "write_beton": "beton",
     "write_folder": "writers",
     "write_npz": "writers",
 }

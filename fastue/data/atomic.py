@@ -5,6 +5,7 @@ A temporary file beside the target, write, fsync, rename, fsync the folder.
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import shutil
@@ -119,6 +120,14 @@ def remove_stale(folder: str | os.PathLike[str], *, deep: bool = True) -> int:
         with writing(path):
             path.unlink(missing_ok=True)
     return len(stale)
+
+
+def remove_stale_of(path: str | os.PathLike[str]) -> None:
+    """Delete what killed writes of this one file left beside it."""
+    path = Path(path)
+    with writing(path):
+        for left in path.parent.glob(f"{glob.escape(_short(path.name))}.*{_MARK}"):
+            left.unlink(missing_ok=True)
 
 
 def is_temporary(name: str) -> bool:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from fastue.core.errors import DataError, UsageError
+from fastue.data.beton import is_beton, open_beton
 from fastue.data.dataset import ImageDataset
 from fastue.data.demo import demo_dataset
 from fastue.data.folder import open_folder
@@ -24,7 +25,7 @@ def open_dataset(
     """Read a data set into memory, or for a folder of pictures into a file.
 
     source    a folder with one sub-folder a class (PNG, JPEG, WebP, BMP), a .npz file with x and y,
-              torchvision:NAME:FOLDER[:train|test], or demo:train, demo:test
+              a .beton file, torchvision:NAME:FOLDER[:train|test], or demo:train, demo:test
     size      resize the shorter side to this and cut out the centre; without it all pictures must
               have one size
     labels    a CSV table `file,class` for a folder that is not sorted into classes
@@ -66,8 +67,10 @@ def open_dataset(
         dataset = open_npz(path, size=size)
     elif not path.exists():
         raise DataError(f"{name}: no such file or folder")
+    elif is_beton(path):
+        dataset = open_beton(path, size=size)
     else:
-        raise DataError(f"{name}: not a folder of pictures and not an .npz file")
+        raise DataError(f"{name}: not a folder of pictures and not an .npz or .beton file")
     present = len(dataset.labels.unique())
     if present < 2:
         only = dataset.classes[int(dataset.labels[0])] if present else "none"
