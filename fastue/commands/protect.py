@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from fastue import distributed, methods
-from fastue.commands.plan import plan as plan_text
+from fastue.commands.plan import Plan, disk_needed
+from fastue.commands.plan import plan as plan_of
 from fastue.commands.search import Attempt, search
 from fastue.core import info, memory, stop
 from fastue.core.clock import Clock
@@ -31,7 +32,7 @@ from fastue.data.atomic import atomic_write_json, free_space_check, make_folder,
 from fastue.data.dataset import ImageDataset
 from fastue.data.layout import MANIFEST, RUN_FILE, SURROGATE_FILE
 from fastue.data.preview import preview_of
-from fastue.data.sources import open_dataset
+from fastue.data.sources import open_dataset, survey
 from fastue.data.store import NoiseStore, tidy
 from fastue.data.writers import write_folder
 from fastue.methods.base import Config, Perturbation, silent
@@ -49,7 +50,7 @@ class ProtectResult:
     directory: Path
     perturbation: Perturbation | None = None  # None: it was all there already, or only a plan
     seconds: float = 0.0
-    plan: str = ""  # time, memory and disk, where only these were asked for
+    plan: Plan | None = None  # where only that was asked for
     check: CheckResult | None = None  # None: not checked
 
     @property
@@ -114,17 +115,26 @@ def protect(
         raise UsageError(
             f"--max-memory {max_memory}: at least {4 * _LEAST_MEMORY >> 20} MiB are needed"
         )
+
+    def about(data: ImageDataset, count: int) -> None:
+        for note in data.notes:
+            tell(f"note: {note}")
+        tell(
+            f"{count} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; "
+            f"{method}, {config.text()}, on {where}"
+        )
+        kind.check(data, config)
+
+    if plan:
+        some = survey(source, size=size, labels=labels)
+        about(some.data, len(some))
+        made = plan_of(
+            some, kind, config, out, device=where, check=check, limit=limit, cache=cache is not None
+        )
+        return ProtectResult(out, plan=made)
     keep = out / "work" / "pictures" if cache is None else Path(cache)
     data = _opened(source, size, labels, skip_bad, keep, 0 if cache is not None else limit)
-    for note in data.notes:
-        tell(f"note: {note}")
-    tell(
-        f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; "
-        f"{method}, {config.text()}, on {where}"
-    )
-    kind.check(data, config)
-    if plan:
-        return ProtectResult(out, plan=plan_text(data.to(where), kind, config, check=check))
+    about(data, len(data))
     for warning in config.warnings():
         tell(f"warning: {warning}")
     arguments = {
@@ -143,7 +153,7 @@ def protect(
             # Sums of a network's layers may depend on the number of threads: a resumed run keeps
             # what it began with.
             torch.set_num_threads(run["threads"])
-            free_space_check(out, _bytes_needed(data, config))
+            free_space_check(out, _bytes_needed(data, config, check))
             clock = clock or Clock()
             best, attempts = search(
                 data.to(where),
@@ -340,10 +350,11 @@ def _claimed(out: Path) -> Iterator[None]:
             os.unlink(out / ".lock")
 
 
-def _bytes_needed(data: ImageDataset, config: Config) -> int:
-    """An upper estimate of the disk a run takes: pictures, noise, two checkpoints of the working
-    state, and the noise of the best attempt.
+def _bytes_needed(data: ImageDataset, config: Config, check: bool) -> int:
+    """An upper estimate of the disk a run takes from here on: with noise in memory, whose
+    checkpoints are more, and pictures that do not compress.
     """
-    rows = len(data) if config.mode == "sample" else data.num_classes
-    pixels = math.prod(data.shape)
-    return len(data) * (pixels + 1024) + rows * pixels * (1 + 3 * 4) + (64 << 20)
+    in_files = dict.fromkeys(("pictures", "noise"), False)
+    png = math.prod(data.shape) + 1024
+    needs = disk_needed(len(data), data, config, in_files, png=png, check=check)
+    return sum(needs.values()) + (64 << 20)
