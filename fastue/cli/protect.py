@@ -129,7 +129,7 @@ def run(args) -> int:
     if not distributed.first():  # under torchrun one speaks, and its exit code counts
         return 0
     if result.plan:
-        print(result.plan)
+        print(result.plan.text())
         return 0
     noise, holds = result.perturbation, result.check.holds if result.check else True
     if noise is None:

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from fastue import distributed, methods
-from fastue.commands.plan import plan as plan_text
+from fastue.commands.plan import Plan, disk_needed
+from fastue.commands.plan import plan as plan_of
 from fastue.commands.search import Attempt, search
 from fastue.core import info, memory, stop
 from fastue.core.clock import Clock
@@ -32,7 +33,7 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.fullsize import files_of, mean_pixels, policy
 from fastue.data.layout import MANIFEST, RUN_FILE, SURROGATE_FILE
 from fastue.data.preview import preview_of
-from fastue.data.sources import open_dataset
+from fastue.data.sources import open_dataset, survey
 from fastue.data.store import NoiseStore, tidy
 from fastue.data.writers import write_folder
 from fastue.methods.base import Config, Perturbation, silent
@@ -50,7 +51,7 @@ class ProtectResult:
     directory: Path
     perturbation: Perturbation | None = None  # None: it was all there already, or only a plan
     seconds: float = 0.0
-    plan: str = ""  # time, memory and disk, where only these were asked for
+    plan: Plan | None = None  # where only that was asked for
     check: CheckResult | None = None  # None: not checked
 
     @property
@@ -119,19 +120,38 @@ def protect(
         )
     if full_size:
         _check_full_size(source, size, config)
+
+    def about(data: ImageDataset, count: int) -> None:
+        for note in data.notes:
+            tell(f"note: {note}")
+        tell(
+            f"{count} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; "
+            f"{method}, {config.text()}, on {where}"
+        )
+        kind.check(data, config)
+
+    def written(data: ImageDataset) -> int:
+        """Values of a written picture, on average."""
+        return data.shape[0] * mean_pixels(data) if full_size else math.prod(data.shape)
+
+    if plan:
+        some = survey(source, size=size, labels=labels)
+        about(some.data, len(some))
+        made = plan_of(
+            some,
+            kind,
+            config,
+            out,
+            device=where,
+            check=check,
+            limit=limit,
+            cache=cache is not None,
+            larger=written(some.data) / math.prod(some.data.shape),
+        )
+        return ProtectResult(out, plan=made)
     keep = out / "work" / "pictures" if cache is None else Path(cache)
     data = _opened(source, size, labels, skip_bad, keep, 0 if cache is not None else limit)
-    for note in data.notes:
-        tell(f"note: {note}")
-    tell(
-        f"{len(data)} pictures of {data.shape[1]}x{data.shape[2]}, {data.num_classes} classes; "
-        f"{method}, {config.text()}, on {where}"
-    )
-    kind.check(data, config)
-    written = data.shape[0] * mean_pixels(data) if full_size else math.prod(data.shape)
-    if plan:
-        text = plan_text(data.to(where), kind, config, check=check, written=written)
-        return ProtectResult(out, plan=text)
+    about(data, len(data))
     for warning in config.warnings():
         tell(f"warning: {warning}")
     arguments = {
@@ -151,7 +171,7 @@ def protect(
             # Sums of a network's layers may depend on the number of threads: a resumed run keeps
             # what it began with.
             torch.set_num_threads(run["threads"])
-            free_space_check(out, _bytes_needed(data, config, written))
+            free_space_check(out, _bytes_needed(data, config, check, written(data)))
             clock = clock or Clock()
             best, attempts = search(
                 data.to(where),
@@ -373,10 +393,10 @@ def _claimed(out: Path) -> Iterator[None]:
             os.unlink(out / ".lock")
 
 
-def _bytes_needed(data: ImageDataset, config: Config, written: int) -> int:
-    """An upper estimate of the disk a run takes: pictures (of `written` values each), noise, two
-    checkpoints of the working state, and the noise of the best attempt.
+def _bytes_needed(data: ImageDataset, config: Config, check: bool, written: int) -> int:
+    """An upper estimate of the disk a run takes from here on: with noise in memory, whose
+    checkpoints are more, and pictures (of `written` values each) that do not compress.
     """
-    rows = len(data) if config.mode == "sample" else data.num_classes
-    pixels = math.prod(data.shape)
-    return len(data) * (written + 1024) + rows * pixels * (1 + 3 * 4) + (64 << 20)
+    in_files = dict.fromkeys(("pictures", "noise"), False)
+    needs = disk_needed(len(data), data, config, in_files, png=written + 1024, check=check)
+    return sum(needs.values()) + (64 << 20)

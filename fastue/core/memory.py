@@ -1,11 +1,17 @@
 """How much memory there is."""
 
 import os
+import resource
 from pathlib import Path
 
 # Of a RuntimeError: torch's own words on the CPU, and those of C++ and oneDNN below it.
 _SHORTAGE = ("allocate memory", "bad_alloc", "bad allocation", "could not create a memory")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def peak() -> int:
+    """The most bytes that this process has had in memory so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def available() -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +42,7 @@ def open_folder(
     is given, and stay there.
     """
     notes: list[str] = []
-    if table is None:
-        ids, labels, classes = _scan_classes(root, notes)
-    else:
-        ids, labels, classes = _scan_table(root, table, notes)
+    ids, labels, classes = _scan(root, table, notes)
     pages = None
     if cache is not None and _bytes(root, ids, size) > limit:
         pages, rows = _cached_pictures(
@@ -70,6 +67,31 @@ def open_folder(
     if pages is not None:
         remember(pages, dataset.fingerprint())
     return dataset
+
+
+def sample_folder(
+    root: Path, rows: Callable[[int], np.ndarray], *, size: int | None, table: dict[str, str] | None
+) -> tuple[ImageDataset, np.ndarray]:
+    """Some pictures of a folder, and the labels of all, int64 [N]; only those are decoded.
+
+    rows(N) says which, int64 [K] ascending; those of them that cannot be read are left out. The
+    classes are those of all.
+    """
+    notes: list[str] = []
+    ids, labels, classes = _scan(root, table, notes)
+    classes, label_of_row = _drop_empty(root, classes, np.asarray(labels), "skip", notes)
+    wanted = rows(len(ids))
+    names = [ids[row] for row in wanted]
+    pixels, found = read_pictures(root, names, size=size, on_error="skip", notes=notes)
+    data = ImageDataset(
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        labels=torch.from_numpy(label_of_row[wanted[found]]),
+        ids=[names[row] for row in found],
+        classes=classes,
+        source=str(root),
+        notes=notes,
+    )
+    return data, label_of_row
 
 
 def read_pictures(
@@ -304,6 +326,13 @@ def check_memory(name: str | Path, need: int) -> None:
             f"{name}: the pictures take {need / 2**30:.1f} GiB in memory and this machine has "
             f"{have / 2**30:.1f}. Pass a smaller --size, or protect the set in parts."
         )
+
+
+def _scan(
+    root: Path, table: dict[str, str] | None, notes: list[str]
+) -> tuple[list[str], list[int], list[str]]:
+    """Ids, labels and classes: of the sub-folders, or as the table says."""
+    return _scan_classes(root, notes) if table is None else _scan_table(root, table, notes)
 
 
 def _scan_classes(root: Path, notes: list[str]) -> tuple[list[str], list[int], list[str]]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastue.data.dataset import ImageDataset
 
 
-_SHARD_BYTES = 32 << 20  # of noise in a file at most; three or four of them are in memory
+SHARD_BYTES = 32 << 20  # of noise in a file at most; three or four of them are in memory
 _SHARDS = 16  # at least, where there are so many batches
 
 
@@ -194,19 +194,35 @@ def _checked(value: Any, about: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What making noise takes, as far as it is known before: from the times of a few pictures.
+
+    rates   pictures a second of each part, by name
+    sweep   seconds of a sweep with the training before it; without sweeps, of all there is to do
+    sweeps  how many there are, fewest and most as a rule
+    resident  the noise is in memory, however much that is
+    """
+
+    rates: dict[str, float]
+    sweep: float
+    sweeps: tuple[int, int] = (1, 1)
+    resident: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """What a method's file offers as METHOD.
 
     make   (data, config, *, checkpoint, clock, progress) -> Perturbation, on the device `data` is
            on. Killed and called again with the same arguments and checkpoint it has to end in the
            same bytes.
-    plan   (data, config) -> how long it will take, in words; None: not known before
+    plan   (some of the pictures, config, n) -> Cost of all n; None: not known before
     check  (data, config): raises UsageError for what cannot be, before anything is written
     """
 
     config: type[Config]
     make: Callable[..., Perturbation]
-    plan: Callable[[ImageDataset, Config], str] | None = None
+    plan: Callable[[ImageDataset, Config, int], Cost] | None = None
     check: Callable[[ImageDataset, Config], None] = lambda data, config: None
 
 
@@ -317,7 +333,7 @@ class Checkpointer:
         if self.folder is None or (self.ranks[1] == 1 and rows * size <= self.limit):
             return None
         # Several, for several ranks; how many there are and how much memory they have may change.
-        shard = max(1, min(_SHARD_BYTES // size, -(-rows // _SHARDS)) // batch) * batch
+        shard = max(1, min(SHARD_BYTES // size, -(-rows // _SHARDS)) // batch) * batch
         bank = Bank(self.folder / "bank", rows, shape, shard)
         if distributed.first():
             bank.tidy()

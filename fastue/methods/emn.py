@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from fastue.methods.base import (
     ABOVE_0,
     Config,
+    Cost,
     Method,
     Perturbation,
-    duration,
     flag,
     lazy,
     number,
@@ -228,16 +228,22 @@ def emn(
     return run.result(change="positive" if c.compat == "emn2021" else "additive")
 
 
-def plan(data: ImageDataset, config: EMNConfig, make: Callable = emn) -> str:
-    """Times a round of training and a few noise batches; the rest is arithmetic."""
-    train, noise = batch_seconds(make, data, config)
-    rows = config.searched(len(data), data.num_classes)
-    sweep = config.train_steps * train + -(-rows // config.batch) * noise
+def plan(
+    data: ImageDataset, config: EMNConfig, n: int, make: Callable = emn, passes=(1.0, 1.0)
+) -> Cost:
+    """Times a few steps of training and a few noise batches, which `passes` says how often a step
+    and a batch of the run contain; the rest is arithmetic.
+    """
+    times = zip(batch_seconds(make, data, config), passes, strict=True)
+    train, noise = (seconds * often for seconds, often in times)
+    size, rows = min(config.batch, len(data)), config.searched(n, data.num_classes)
     low, high = TYPICAL_SWEEPS[config.mode]
-    return (
-        f"{duration(sweep)} a sweep ({duration(train)} a training step, {duration(noise)} a noise "
-        f"batch), typically {low} to {high} sweeps: "
-        f"{duration(low * sweep)} to {duration(high * sweep)}"
+    least = config.least_sweeps(n)
+    most = max(config.max_sweeps, config.min_sweeps)
+    return Cost(
+        {"training": size / train, "noise sweep": size / noise},
+        config.train_steps * train + rows / size * noise,
+        (min(max(low, least), most), min(max(high, least), most)),
     )
 
 

@@ -9,8 +9,10 @@ state), tells how far it is, and takes the time of each part.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -420,9 +422,8 @@ class _Enough(Exception):
 
 
 def batch_seconds(make: Callable, data: ImageDataset, config: Any) -> tuple[float, float]:
-    """Seconds of a training step and of a sweep's batch: one round of training and a few batches
-    are run.
-    """
+    """Seconds of a training step and of a sweep's batch: a few of each are run."""
+    config = dataclasses.replace(config, train_steps=min(4, config.train_steps), subset=1.0)
     seconds: dict[bool, list[float]] = {False: [], True: []}  # in a sweep: times
     last = time.perf_counter()
 
@@ -439,7 +440,9 @@ def batch_seconds(make: Callable, data: ImageDataset, config: Any) -> tuple[floa
 
     with contextlib.suppress(_Enough):
         make(data, config, progress=watch)
-    return min(seconds[False]), min(seconds[True])
+    # The first ones also warm up, and the last batch may be a small one.
+    train, sweep = (times[1:] or times for times in (seconds[False], seconds[True]))
+    return statistics.median(train), statistics.median(sweep)
 
 
 def pack(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:

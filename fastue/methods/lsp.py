@@ -26,9 +26,9 @@ from fastue.methods.base import (
     ABOVE_0,
     Checkpointer,
     Config,
+    Cost,
     Method,
     Perturbation,
-    duration,
     flag,
     lazy,
     length,
@@ -161,13 +161,16 @@ def _into_budget(noise: np.ndarray, config: LSPConfig) -> np.ndarray:
     return config.eps * noise / lengths
 
 
-def plan(data: ImageDataset, config: LSPConfig) -> str:
+def plan(data: ImageDataset, config: LSPConfig, n: int) -> Cost:
     """Draws the noise of a few pictures."""
     few = data.subset(range(min(len(data), 256)))
+    lsp(few.subset([0]), config)  # what is loaded at the first call
     start = time.perf_counter()
     lsp(few, config)
-    seconds = (time.perf_counter() - start) * len(data) / len(few)
-    return f"{duration(seconds)} for the noise, and the writing"
+    rate = len(few) / (time.perf_counter() - start)
+    if config.mode == "class":  # that was all of it
+        return Cost({}, len(few) / rate, resident=True)
+    return Cost({"noise": rate}, n / rate, resident=True)
 
 
 def check(data: ImageDataset, config: LSPConfig) -> None:

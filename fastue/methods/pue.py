@@ -14,12 +14,13 @@ statistics it saw under noise, is the paper's "online surrogate".
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fastue.methods import loop
-from fastue.methods.base import ABOVE_0, Method, Perturbation, flag, lazy, number, whole
-from fastue.methods.emn import EMNConfig, check, emn, plan
+from fastue.methods.base import ABOVE_0, Cost, Method, Perturbation, flag, lazy, number, whole
+from fastue.methods.emn import EMNConfig, check, emn
+from fastue.methods.emn import plan as emn_plan
 from fastue.methods.loop import Surrogate
 
 if TYPE_CHECKING:
@@ -150,4 +151,18 @@ def pue(data: ImageDataset, config: PUEConfig, **surroundings) -> Perturbation:
     return emn(data, config, surrogate=SmoothedSurrogate, **surroundings)
 
 
-METHOD = Method(PUEConfig, pue, functools.partial(plan, make=pue), check)
+class _SmoothAtOnce(SmoothedSurrogate):
+    def begin(self, history: list[dict]) -> None:
+        super().begin([{"error": -1.0}])
+
+
+def plan(data: ImageDataset, config: PUEConfig, n: int) -> Cost:
+    """EMN's, of sweeps under weight noise, one noisy copy of the network timed for all."""
+    one = replace(config, train_draws=1, noise_draws=1)
+    draws = (config.train_draws, config.noise_draws)
+    passes = [(1 + (config.levels - 1) * count) / config.levels for count in draws]
+    smooth = functools.partial(emn, surrogate=_SmoothAtOnce)
+    return emn_plan(data, one, n, make=smooth, passes=passes)
+
+
+METHOD = Method(PUEConfig, pue, plan, check)

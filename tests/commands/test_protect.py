@@ -94,7 +94,7 @@ def test_a_source_by_path_with_notes_and_a_plan(tiny_folder, tmp_path):
     source, told = tiny_folder(), []
     (source / "notes.txt").write_text("mine")
     result = protect(source, tmp_path / "P", plan=True, tell=told.append, **SMALL)
-    assert "a sweep" in result.plan and not (tmp_path / "P").exists()
+    assert "a sweep" in result.plan.text() and not (tmp_path / "P").exists()
     assert "notes.txt" in told[0] and "96 pictures of 12x12" in told[1]
     with pytest.raises(UsageError, match="open already"):
         protect(open_dataset(source), tmp_path / "P", size=12)
