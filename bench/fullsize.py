@@ -5,7 +5,9 @@ Ten of the photographs are ten classes: random crops of each, resized so that th
 to 256, saved as JPEG. `fastue protect --size 64 --full-size --mode class` makes noise for them, and
 victims learn 64 x 64 views: of the clean pictures, of the pictures with the noise at its own size,
 and of the files that were written at full size, cut out of their centre as protect does or of their
-corner. They are tested on clean crops, and appended to bench/results/fullsize.csv.
+corner. They are tested on clean crops, and appended to bench/results/fullsize.csv. Large crops in
+colour (`--crops colour`) are told apart by their colours, and the noise protects them nowhere;
+small ones in grey, the default, ask for more.
 
 `--filters` instead prints how much of the noise the view of an enlarged picture shows, for each of
 Pillow's filters: the reason for the one in fastue/data/fullsize.py.
@@ -25,7 +27,7 @@ from fastue.commands.protect import protect
 from fastue.data import fullsize
 from fastue.data.dataset import ImageDataset
 from fastue.data.keyed import keyed_generator
-from fastue.data.pictures import decode, placed
+from fastue.data.pictures import placed
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
 from fastue.data.verify import open_protected, verify
@@ -35,23 +37,25 @@ from fastue.victims.train import VictimConfig, train_victim
 
 SIZE, CLASSES, QUALITY = 64, 10, 90
 PARTS = {"train": 150, "test": 50}  # pictures a class
+CROPS = {"grey": ("L", 0.15, 0.35), "colour": ("RGB", 0.4, 0.8)}  # and shares of the sides
 ARMS = ("clean", "own size", "full size", "full size, corner")
 FIELDS = (
-    "pictures", "size", "arm", "victim", "epochs", "seed", "best", "final", "victim_s", "device",
-    "threads", "torch", "fastue", "commit", "time",
+    "pictures", "crops", "size", "arm", "victim", "epochs", "seed", "best", "final", "victim_s",
+    "device", "threads", "torch", "fastue", "commit", "time",
 )  # fmt: skip
 
 
-def make_folders(photographs: Path, work: Path) -> None:
+def make_folders(photographs: Path, work: Path, crops: str) -> None:
     """work/train and work/test: JPEG pictures of mixed sizes, the same on every call."""
     files = sorted(path for path in photographs.rglob("*") if path.suffix.lower() == ".jpeg")
     for path in files[:CLASSES]:
-        whole = Image.open(path).convert("RGB")
+        mode, least, most = CROPS[crops]
+        whole = Image.open(path).convert(mode)
         for part, count in PARTS.items():
             (work / part / path.parent.name).mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 draw = keyed_generator(0, f"fullsize-{part}-{path.stem}", number)
-                width, height = (round(side * draw.uniform(0.4, 0.8)) for side in whole.size)
+                width, height = (round(side * draw.uniform(least, most)) for side in whole.size)
                 left, top = (
                     draw.uniform(0, whole.width - width),
                     draw.uniform(0, whole.height - height),
@@ -70,16 +74,16 @@ def corners(out: Path, like: ImageDataset) -> ImageDataset:
     """The upper left S x S of each written picture, its shorter side resized to S."""
     views = []
     for name in NoiseStore.open(out, shards=False).manifest["pictures"]["files"]:
-        picture = Image.fromarray(decode(out / name)[0])
+        picture = Image.open(out / name)
         width, height, _, _ = placed(*picture.size, SIZE)
         small = picture.resize((width, height), Image.Resampling.BICUBIC)
-        views.append(np.asarray(small.crop((0, 0, SIZE, SIZE))))
+        views.append(np.asarray(small.crop((0, 0, SIZE, SIZE))).reshape(SIZE, SIZE, -1))
     return replace(like, images=torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
 
 
 def run(given: argparse.Namespace) -> list[dict]:
     work, out = given.work, given.work / "protected"
-    make_folders(given.photographs, work)
+    make_folders(given.photographs, work, given.crops)
     source = work / "train"
     protect(
         source, out, size=SIZE, full_size=True, mode="class", arch="cnn-w16", check=False,
@@ -100,7 +104,7 @@ def run(given: argparse.Namespace) -> list[dict]:
                 curve = train_victim(pictures.to(device), test.to(device), config, seed=seed)
                 accuracy = curve["accuracy"]
                 row = dict(
-                    pictures=len(clean), size=SIZE, arm=arm, victim=victim, epochs=given.epochs,
+                    pictures=len(clean), crops=given.crops, size=SIZE, arm=arm, victim=victim, epochs=given.epochs,
                     seed=seed, best=f"{max(accuracy):.1f}", final=f"{accuracy[-1]:.1f}",
                     victim_s=f"{time.perf_counter() - start:.0f}", **facts(device),
                 )  # fmt: skip
@@ -158,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("photographs", nargs="?", type=Path)
     parser.add_argument("--work", type=Path, help="a new folder, or one that a killed run left")
+    parser.add_argument("--crops", default="grey", choices=tuple(CROPS))
     parser.add_argument("--victims", default="cnn-w16,resnet10-w8")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1, help="how many")
