@@ -90,6 +90,7 @@ def sample_folder(
         classes=classes,
         source=str(root),
         notes=notes,
+        root=root,
     )
     return data, label_of_row
 

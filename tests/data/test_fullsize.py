@@ -257,7 +257,7 @@ def test_the_plan_counts_pixels_of_the_files(source, tmp_path):
         protect(source, tmp_path / "out", size=SIZE, full_size=full, plan=True, **LSP).plan
         for full in (False, True)
     ]
-    small, large = (float(plan.split("up to ")[1].split()[0]) for plan in plans)
+    small, large = (plan.disk["protected pictures"] for plan in plans)
     mean = np.mean([w * h for w, h in SIZES])
     assert large / small == pytest.approx(mean / SIZE**2, rel=0.02)
 
