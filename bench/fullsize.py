@@ -40,7 +40,7 @@ PARTS = {"train": 150, "test": 50}  # pictures a class
 CROPS = {"grey": ("L", 0.15, 0.35), "colour": ("RGB", 0.4, 0.8)}  # and shares of the sides
 ARMS = ("clean", "own size", "full size", "full size, corner")
 FIELDS = (
-    "pictures", "crops", "size", "arm", "victim", "epochs", "seed", "best", "final", "victim_s",
+    "pictures", "crops", "size", "method", "arm", "victim", "epochs", "seed", "best", "final", "victim_s",
     "device", "threads", "torch", "fastue", "commit", "time",
 )  # fmt: skip
 
@@ -82,12 +82,13 @@ def corners(out: Path, like: ImageDataset) -> ImageDataset:
 
 
 def run(given: argparse.Namespace) -> list[dict]:
-    work, out = given.work, given.work / "protected"
+    work, out = given.work, given.work / given.method
     make_folders(given.photographs, work, given.crops)
     source = work / "train"
+    settings = {"mode": "class", "arch": "cnn-w16"} if given.method == "emn" else {}
     protect(
-        source, out, size=SIZE, full_size=True, mode="class", arch="cnn-w16", check=False,
-        tell=print, device=given.device,
+        source, out, given.method, size=SIZE, full_size=True, check=False, tell=print,
+        device=given.device, **settings,
     )  # fmt: skip
     print(verify(out, source).text(), flush=True)
     clean, test = open_dataset(source, size=SIZE), open_dataset(work / "test", size=SIZE)
@@ -104,11 +105,12 @@ def run(given: argparse.Namespace) -> list[dict]:
                 curve = train_victim(pictures.to(device), test.to(device), config, seed=seed)
                 accuracy = curve["accuracy"]
                 row = dict(
-                    pictures=len(clean), crops=given.crops, size=SIZE, arm=arm, victim=victim, epochs=given.epochs,
-                    seed=seed, best=f"{max(accuracy):.1f}", final=f"{accuracy[-1]:.1f}",
-                    victim_s=f"{time.perf_counter() - start:.0f}", **facts(device),
+                    pictures=len(clean), crops=given.crops, size=SIZE, method=given.method, arm=arm,
+                    victim=victim, epochs=given.epochs, seed=seed, best=f"{max(accuracy):.1f}",
+                    final=f"{accuracy[-1]:.1f}", victim_s=f"{time.perf_counter() - start:.0f}", **facts(device),
                 )  # fmt: skip
                 rows.append({name: row[name] for name in FIELDS})
+                write(rows[-1:], "fullsize", FIELDS)
                 print(*rows[-1].values(), flush=True)
     return rows
 
@@ -162,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("photographs", nargs="?", type=Path)
     parser.add_argument("--work", type=Path, help="a new folder, or one that a killed run left")
+    parser.add_argument("--method", default="lsp", choices=("lsp", "emn"))
     parser.add_argument("--crops", default="grey", choices=tuple(CROPS))
     parser.add_argument("--victims", default="cnn-w16,resnet10-w8")
     parser.add_argument("--epochs", type=int, default=8)
@@ -175,7 +178,6 @@ def main() -> None:
     if given.photographs is None or given.work is None:
         parser.error("name PHOTOGRAPHS and --work, or --filters")
     rows = run(given)
-    write(rows, "fullsize", FIELDS)
     print(table(rows))
 
 
