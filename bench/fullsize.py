@@ -2,11 +2,12 @@
 --work FOLDER`, where PICTURES is a folder of photographs, one class folder each or more.
 
 Ten of the photographs are ten classes: random crops of each, resized so that the shorter side is 64
-to 256, saved as JPEG. `fastue protect --size 64 --full-size` makes noise for them, and victims learn 64 x 64 views: of the clean pictures, of the pictures with the noise at its own size,
-and of the files that were written at full size, cut out of their centre as protect does or of their
-corner. They are tested on clean crops, and appended to bench/results/fullsize.csv. Large crops in
-colour (`--crops colour`) are learnt to 100 %, small ones in grey, the default, to 75 or 80 %; EMN's
-class-wise noise (`--method emn`) protects neither of them at any size.
+to 256, saved as JPEG. `fastue protect --size 64 --full-size` makes noise for them, and victims
+learn 64 x 64 views: of the clean pictures, of the pictures with the noise at its own size, and of
+the files that were written at full size, cut out of their centre as protect does or of their
+corner. They are tested on clean crops, and each is a row of bench/results/fullsize.csv. Large crops
+in colour (`--crops colour`) are learnt to 100 %, small ones in grey, the default, to 75 or 80 %;
+EMN's class-wise noise (`--method emn`) protects neither of them at any size.
 
 `--filters` instead prints how much of the noise the view of an enlarged picture shows, for each of
 Pillow's filters: the reason for the one in fastue/data/fullsize.py.
