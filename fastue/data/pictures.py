@@ -123,7 +123,7 @@ def placed(width: int, height: int, size: int) -> tuple[int, int, int, int]:
 
 
 def dimensions(path: Path) -> tuple[int, int]:
-    """Width and height as a file says them, before it is turned upright; (0, 0) where it does not."""
+    """Width and height as a file says, before it is turned upright; (0, 0) where it does not."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
             return picture.size

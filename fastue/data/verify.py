@@ -155,8 +155,8 @@ def verify(
     With `source` (an open data set, or what open_dataset takes) every pixel must equal clip(x +
     noise, 0, 255) for the original of the same id, recomputed here; without it, pixels are compared
     with the hashes taken when they were written. Pictures that were written at their own size are
-    compared with those in the files of `source`, their noise enlarged. Shards are hashed and held to the budget in both
-    cases. Raises DataError when there is nothing to check.
+    compared with those in the files of `source`, their noise enlarged. Shards are hashed and held
+    to the budget in both cases. Raises DataError when there is nothing to check.
     """
     directory = Path(directory)
     store = NoiseStore.open(directory, shards=False)
