@@ -107,19 +107,23 @@ def survey(
     out.
     """
 
-    def draw(n: int) -> np.ndarray:
-        return np.sort(keyed_generator(0, "survey").permutation(n)[:count])
+    scanned = start = time.perf_counter()
 
-    start = time.perf_counter()
+    def draw(n: int) -> np.ndarray:
+        nonlocal scanned
+        rows = np.sort(keyed_generator(0, "survey").permutation(n)[:count])
+        scanned = time.perf_counter()  # a folder is listed by now, and that was all of it
+        return rows
+
     if isinstance(source, ImageDataset):
         whole = source
     elif (path := Path(os.fspath(source))).is_dir() and (labels or not _has_table(path)):
         table = _checked(os.fspath(source), size, labels)
         data, every = sample_folder(path, draw, size=size, table=table)
         data.fingerprint()
+        decoding = (time.perf_counter() - scanned) * len(every) / len(data)
         _refuse_single(os.fspath(source), every, data.classes)
-        seconds = (time.perf_counter() - start) * len(every) / len(data)
-        return Survey(data, torch.from_numpy(every), seconds)
+        return Survey(data, torch.from_numpy(every), scanned - start + decoding)
     else:
         whole = open_dataset(source, size=size, labels=labels)
     data = whole.subset(draw(len(whole)))

@@ -37,6 +37,17 @@ def test_a_survey_decodes_its_sample_only(tiny_folder, monkeypatch):
     assert survey(every, count=20).data.ids == few.data.ids
 
 
+def test_the_scan_of_a_folder_is_counted_once(tiny_folder, monkeypatch):
+    source, scan = tiny_folder(), folder._scan
+
+    def slow(*arguments):
+        time.sleep(1)
+        return scan(*arguments)
+
+    monkeypatch.setattr(folder, "_scan", slow)
+    assert 1 < survey(source, count=4).seconds < 10  # 24 times as many pictures
+
+
 def test_a_survey_leaves_out_what_cannot_be_read(tiny_folder):
     source = tiny_folder()
     for path in (source / "0").iterdir():
