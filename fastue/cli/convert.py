@@ -3,7 +3,7 @@ in."""
 
 from pathlib import Path
 
-from fastue.cli.parse import positive
+from fastue.cli.parse import reading_flags
 from fastue.data.formats import FORMATS
 
 
@@ -18,15 +18,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--pictures", help="the originals that a file of noise belongs to")
     parser.add_argument("--mode", choices=("sample", "class"), help="of a file of noise")
     parser.add_argument("--eps", help="budget of a file of noise, such as 8/255")
-    parser.add_argument(
-        "--size", type=positive, help="resize the shorter side to this and cut out the centre"
-    )
-    parser.add_argument(
-        "--labels", type=Path, metavar="CSV", help="`file,class` lines for an unsorted folder"
-    )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out pictures that cannot be read"
-    )
+    reading_flags(parser)
 
 
 def run(args) -> int:

@@ -1,6 +1,7 @@
 """Values on the command line."""
 
 import argparse
+from pathlib import Path
 
 
 def names(text: str) -> list[str]:
@@ -66,3 +67,18 @@ def byte_count(text: str) -> int:
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 2G or 500M")
     return int(value)
+
+
+def reading_flags(parser: argparse.ArgumentParser) -> None:
+    """How a source is read: arguments of fastue.open_dataset."""
+    parser.add_argument(
+        "--size", type=positive, help="resize the shorter side to this and cut out the centre"
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="CSV", help="`file,class` lines for an unsorted folder"
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out pictures that cannot be read, and list them",
+    )

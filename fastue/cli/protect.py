@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastue import methods
-from fastue.cli.parse import byte_count, positive
+from fastue.cli.parse import byte_count, reading_flags
 from fastue.cli.progress import Progress
 from fastue.methods.base import default_text
 
@@ -22,21 +22,11 @@ def add_arguments(parser) -> None:
     summaries = "; ".join(f"{name}: {summary}" for name, summary in methods.METHODS.items())
     parser.add_argument("--method", default="emn", choices=tuple(methods.METHODS), help=summaries)
     _add_method_flags(parser)
-    parser.add_argument(
-        "--size", type=positive, help="resize the shorter side to this and cut out the centre"
-    )
+    reading_flags(parser)
     parser.add_argument(
         "--full-size",
         action="store_true",
         help="write each picture at its own size, the noise made at --size and enlarged",
-    )
-    parser.add_argument(
-        "--labels", type=Path, metavar="CSV", help="`file,class` lines for an unsorted folder"
-    )
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        help="leave out pictures that cannot be read, and list them",
     )
     parser.add_argument(
         "--cache", type=Path, help="a folder to keep decoded pictures in, for the next run as well"

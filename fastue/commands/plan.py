@@ -19,7 +19,7 @@ from fastue.data.sources import Survey
 from fastue.data.tensorfile import write_tensors
 from fastue.data.writers import write_folder
 from fastue.methods.base import SHARD_BYTES, Config, Method, duration
-from fastue.ops._grain import size, spread
+from fastue.ops._grain import bank_shape, spread
 from fastue.protocol.check import seconds as check_seconds
 
 
@@ -104,14 +104,12 @@ def plan(
     png, png_rate, noise_rate = _write(data, config, out)
     png, png_rate = png * larger, png_rate / larger
 
-    rows, values = bank_shape(n, data, config)
+    rows, values = bank_size(n, data, config)
     pixels = n * math.prod(data.shape)
     in_files = {
         "pictures": cache or pixels > limit,
         "noise": config.mode == "sample" and 4 * rows * values > limit,
     }
-    if cost and cost.resident:
-        in_files["noise"] = False
     disk = disk_needed(n, data, config, in_files, png=png, check=check)
     held = {
         "pictures": min(pixels, 1 << 26) if in_files["pictures"] else pixels,
@@ -150,12 +148,10 @@ def plan(
     )
 
 
-def bank_shape(n: int, data: ImageDataset, config: Config) -> tuple[int, int]:
+def bank_size(n: int, data: ImageDataset, config: Config) -> tuple[int, int]:
     """Rows of the noise of n pictures like those of `data`, and values in a row."""
-    c, h, w = data.shape
-    grain = getattr(config, "grain", 1)
     rows = n if config.mode == "sample" else data.num_classes
-    return rows, c * size(h, grain) * size(w, grain)
+    return rows, math.prod(bank_shape(data.shape, getattr(config, "grain", 1)))
 
 
 def disk_needed(
@@ -170,7 +166,7 @@ def disk_needed(
     """Bytes on the disk of a run over n pictures like those of `data`; a written picture takes `png`
     bytes.
     """
-    rows, values = bank_shape(n, data, config)
+    rows, values = bank_size(n, data, config)
     bank = 4 * rows * values
     # A checkpoint is written beside the one before, a shard beside the one it replaces; the best
     # attempt's noise stays while the search goes on.
@@ -185,11 +181,10 @@ def disk_needed(
 
 def _write(data: ImageDataset, config: Config, out: Path) -> tuple[float, float, float]:
     """Bytes of a PNG of the sample with noise; pictures written, and bytes of noise, a second."""
-    c, h, w = data.shape
     grain, budget = getattr(config, "grain", 1), config.budget
-    signs = torch.randint(0, 2, (len(data), c, size(h, grain), size(w, grain)))
+    signs = torch.randint(0, 2, (len(data), *bank_shape(data.shape, grain)))
     values = budget.quantise((2.0 * signs - 1) * _largest(budget, math.prod(data.shape)))
-    noise = spread(values, grain, h, w)
+    noise = spread(values, grain, *data.shape[1:])
     place = out.absolute().parent
     while not place.exists():
         place = place.parent

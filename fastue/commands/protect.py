@@ -280,7 +280,7 @@ def _write(
     distributed.barrier()
     store = store or create()  # those behind find it begun, and remove what a kill has left
     distributed.barrier()
-    for shard in store.missing_shards()[:]:
+    for shard in store.missing_shards():
         if shard % ranks == rank:
             rows = store.shard_slice(shard)
             store.write_shard(shard, result.coarse(torch.arange(rows.start, rows.stop)))

@@ -62,9 +62,9 @@ class ImageDataset:
 
     images uint8 [N,C,H,W] (made channels_last), labels int64 [N] in [0, len(classes)), ids unique
     strings (relative path or row), classes names. `source` says where it came from, `notes` what
-    was converted, skipped or odd, `pages` the file that images are in if they are in none of the
-    memory, `root` the folder that the ids are picture files in. Raises DataError when these do not
-    fit together.
+    was converted, skipped or odd, `pages` the file that images are mapped from where they are not
+    in memory, `root` the folder that the ids are picture files in. Raises DataError when these do
+    not fit together.
     """
 
     images: Tensor

@@ -40,7 +40,7 @@ from fastue.data.budget import CHANGES, Budget, change_of, lengths, within_lengt
 from fastue.data.dataset import ImageDataset
 from fastue.data.layout import MANIFEST
 from fastue.data.tensorfile import file_sha256, read_header, read_tensors, write_tensors
-from fastue.ops._grain import size, spread
+from fastue.ops._grain import bank_shape, spread
 
 FORMAT = 1
 
@@ -146,7 +146,7 @@ class NoiseStore:
                     f"{directory / name}: holds files that no fastue run here wrote; "
                     "choose another --out"
                 )
-        stored = _stored(full["shape"], full.get("grain", 1))
+        stored = bank_shape(full["shape"], full.get("grain", 1))
         free_space_check(directory, full["rows"] * math.prod(stored) + (1 << 20))
         make_folder(directory / "noise")
         atomic_write_json(directory / _UNFINISHED, full)
@@ -213,7 +213,7 @@ class NoiseStore:
     @property
     def stored(self) -> tuple[int, int, int]:
         """(C, h, w) of the noise in the shards."""
-        return _stored(self.shape, self.grain)
+        return bank_shape(self.shape, self.grain)
 
     @property
     def shard_count(self) -> int:
@@ -399,11 +399,6 @@ def _places(ids: tuple[str, ...]) -> dict[str, int]:
     return {name: row for row, name in enumerate(ids)}
 
 
-def _stored(shape: Sequence[int], grain: int) -> tuple[int, int, int]:
-    c, h, w = shape
-    return c, size(h, grain), size(w, grain)
-
-
 def _shard_name(shard: int) -> str:
     return f"noise/shard-{shard:05d}.safetensors"
 
@@ -441,15 +436,14 @@ def _full_header(
     if change not in (None, *CHANGES):
         raise UsageError(f"change {change!r}: use one of {', '.join(CHANGES)}")
     most = Budget(eps, norm).levels
-    if (
-        norm == "l2" and grain != 1
-    ):  # the length of a picture's noise is not that of its coarse form
+    # The length of a picture's noise is not that of its coarse form.
+    if norm == "l2" and grain != 1:
         raise UsageError("noise in l2 is stored at the size of the pictures: grain 1")
     if levels is None:
         levels = most
     if not 1 <= levels <= most:
         raise UsageError(f"levels {levels}: eps {eps:g} allows 1 to {most} steps of 1/255")
-    pixels = math.prod(_stored(dataset.shape, grain))
+    pixels = math.prod(bank_shape(dataset.shape, grain))
     if shard_rows is None:
         shard_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // pixels))
     config = header.get("config", {})

@@ -200,13 +200,11 @@ class Cost:
     rates   pictures a second of each part, by name
     sweep   seconds of a sweep with the training before it; without sweeps, of all there is to do
     sweeps  how many there are, fewest and most as a rule
-    resident  the noise is in memory, however much that is
     """
 
     rates: dict[str, float]
     sweep: float
     sweeps: tuple[int, int] = (1, 1)
-    resident: bool = False
 
 
 @dataclass(frozen=True)

@@ -158,8 +158,7 @@ class Run:
         model = model.to(data.device, memory_format=torch.channels_last)
         self.theta = surrogate(model, config)
         self.theta.average = self.ranks > 1
-        c, h, w = data.shape
-        shape = c, grain.size(h, config.grain), grain.size(w, config.grain)
+        shape = grain.bank_shape(data.shape, config.grain)
         self.bank = None
         if not self.classwise:
             self.bank = self.checkpoint.bank(len(data), shape, self.batch)
@@ -325,18 +324,15 @@ class Run:
 
         def call(noisy: Tensor, y: Tensor, *arguments) -> tuple[Tensor, Tensor]:
             size = -(-len(y) // self.ranks)
-            part = slice(self.rank * size, min((self.rank + 1) * size, len(y)))
-            whole = noisy.new_empty(size, *noisy.shape[1:])
+            part = slice(self.rank * size, (self.rank + 1) * size)
+            mine = torch.zeros(size, *noisy.shape[1:], device=y.device)  # one length on all ranks
             right = torch.zeros((), dtype=torch.int64, device=y.device)
-            if part.start < len(y):
+            if len(y[part]):
                 own, right = gradient(noisy[part], y[part], *arguments)
-                whole = torch.zeros_like(whole, dtype=own.dtype)
-                whole[: len(own)] = own
-            else:
-                whole = torch.zeros_like(whole)
-            parts = distributed.gathered(whole.float().contiguous())[: len(y)]
-            like = {"dtype": whole.dtype, "memory_format": torch.channels_last}
-            return parts.to(**like), distributed.total(right.clone())
+                mine[: len(own)] = own
+            whole = distributed.gathered(mine)[: len(y)]
+            whole = whole.contiguous(memory_format=torch.channels_last)
+            return whole, distributed.total(right.clone())
 
         return call
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 else:
     np, torch = lazy("numpy"), lazy("torch")
 
+grains = lazy("fastue.ops._grain")
 keyed = lazy("fastue.data.keyed")
 
 PUBLISHED_L2 = 6 / 255 * (32 * 32 * 3) ** 0.5  # 1.304, of 32x32 colour pictures
@@ -70,6 +71,11 @@ class LSPConfig(Config):
             object.__setattr__(self, "eps", PUBLISHED_L2 if self.norm == "l2" else 8 / 255)
         super().__post_init__()
 
+    @property
+    def grain(self) -> int:
+        """That of the noise as it is kept: in l2 the length of all pixels counts."""
+        return self.patch if self.norm == "linf" else 1
+
     def text(self) -> str:
         return f"blocks of {self.patch}x{self.patch}, {super().text()}"
 
@@ -85,8 +91,8 @@ def lsp(
     """The noise for `data`, on the device `data` is on. It takes seconds: a killed run is simply
     repeated, but for shards that are there.
     """
-    channels, height, width = data.shape
-    grid = (channels, -(-height // config.patch), -(-width // config.patch))
+    _, height, width = data.shape
+    grid = grains.bank_shape(data.shape, config.patch)
     corners = _corners(data.num_classes, int(np.prod(grid)), config.seed)
     labels = data.labels.cpu().numpy()
     count = data.num_classes if config.mode == "class" else len(data)
@@ -105,11 +111,9 @@ def lsp(
         return torch.from_numpy(_into_budget(points, config)).float()
 
     numbers = f"{corners.shape[1]} numbers a picture, blocks of {config.patch}x{config.patch}"
-    coarse = config.norm == "linf"
-    shape = grid if coarse else data.shape
-    about = {"norm": config.norm, "summary": numbers}
-    if coarse:
-        about |= {"grain": config.patch, "size": (height, width)}
+    shape = grains.bank_shape(data.shape, config.grain)
+    about = {"norm": config.norm, "summary": numbers, "grain": config.grain}
+    about["size"] = (height, width)
     bank: Any = None
     if checkpoint is not None and config.mode == "sample":
         bank = checkpoint.bank(count, shape, _ROWS)
@@ -169,8 +173,8 @@ def plan(data: ImageDataset, config: LSPConfig, n: int) -> Cost:
     lsp(few, config)
     rate = len(few) / (time.perf_counter() - start)
     if config.mode == "class":  # that was all of it
-        return Cost({}, len(few) / rate, resident=True)
-    return Cost({"noise": rate}, n / rate, resident=True)
+        return Cost({}, len(few) / rate)
+    return Cost({"noise": rate}, n / rate)
 
 
 def check(data: ImageDataset, config: LSPConfig) -> None:

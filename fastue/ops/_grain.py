@@ -4,6 +4,8 @@ csrc/common/view.h is the twin. Where grain does not divide the picture, the las
 and of a column are smaller.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import pad
 
@@ -11,6 +13,12 @@ from torch.nn.functional import pad
 def size(side: int, grain: int) -> int:
     """Blocks along a side of `side` pixels."""
     return -(-side // grain)
+
+
+def bank_shape(shape: Sequence[int], grain: int) -> tuple[int, int, int]:
+    """(C, h, w) of noise for pictures of `shape` (C, H, W)."""
+    c, h, w = shape
+    return c, size(h, grain), size(w, grain)
 
 
 def spread(noise: torch.Tensor, grain: int, height: int, width: int) -> torch.Tensor:

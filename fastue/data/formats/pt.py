@@ -1,6 +1,7 @@
 """Noise as the public EMN and PUE codes keep it: one float32 tensor [N or classes, C, H, W] in
 [-eps, eps], in the order of the data set, by torch.save."""
 
+import math
 import pickle
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fastue.data.store import NoiseStore
 
 
 def write(path: Path, store: NoiseStore) -> None:
-    check_memory(path, 5 * store.header["rows"] * store.header["shape"][0] * _pixels(store))
+    check_memory(path, 5 * store.header["rows"] * math.prod(store.shape))
     make_folder(path.parent)
     noise = store.bank().float().div_(255)
     atomic_write(path, lambda file: torch.save(noise, file))
@@ -34,7 +35,3 @@ def read(path: Path) -> Noise:
     if noise.is_floating_point():
         noise = noise.float()
     return of_array(path, noise.detach().numpy())
-
-
-def _pixels(store: NoiseStore) -> int:
-    return store.shape[1] * store.shape[2]

@@ -12,7 +12,7 @@ from fastue.core.errors import DataError, UsageError
 from fastue.data.atomic import atomic_write, make_folder
 from fastue.data.formats.noise import Noise
 from fastue.data.store import NoiseStore
-from fastue.ops._grain import size as blocks_of
+from fastue.ops._grain import bank_shape
 
 _LEVEL = 9  # by a trial on sign-like noise: behind it the files hardly shrink any more
 _MOST = 1 << 31  # bytes of a header that are believed
@@ -55,7 +55,7 @@ def read(path: Path) -> Noise:
             about: dict[str, Any] = json.loads(header["__metadata__"]["fastue"])
             entry = header["noise"]
             rows, shape, grain = entry["shape"][0], tuple(about["shape"]), int(about["grain"])
-            stored = (shape[0], blocks_of(shape[1], grain), blocks_of(shape[2], grain))
+            stored = bank_shape(shape, grain)
             if entry["dtype"] != "I8" or tuple(entry["shape"][1:]) != stored:
                 raise ValueError("its entries do not fit together")
             data = bytearray(_exactly(unpacked, rows * int(np.prod(stored))))
