@@ -60,7 +60,8 @@ def convert(
     eps       its budget in [0,1] pixel units (default: the smallest whole level that holds it)
     size, labels, skip_bad  as for open_dataset
 
-    `out` is whole or not there. What is there already stays if it is the same, else UsageError.
+    `out` is whole or not there. Pictures that are there already stay if they are the same; anything
+    else that is there is a UsageError.
     Raises DataError for what the format cannot hold, before anything is written.
     """
     source, out = Path(source), Path(out)
@@ -80,7 +81,8 @@ def convert(
         if not protected:
             raise UsageError(f"{source}: not a directory of fastue protect, so it holds no noise")
         store = NoiseStore.open(source)
-        _refuse_existing(out)
+        if out.exists():
+            raise UsageError(f"{out}: exists; name another, or remove it")
         kind.load().write(out, store)
         rows = store.header["rows"]
         return ConvertResult(out, name, rows, _size(out), rows * int(np.prod(store.shape)))
@@ -97,7 +99,7 @@ def convert(
         except DataError:
             same = False
         if not same:
-            _refuse_existing(out)
+            raise UsageError(f"{out}: exists and holds something else; name another, or remove it")
     else:
         module.write(out, data)
     plain = len(data) * int(np.prod(data.shape))
@@ -106,11 +108,6 @@ def convert(
 
 def _named(path: Path, kind) -> bool:
     return path.name.lower().endswith(kind.suffixes) and not path.is_dir()
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise UsageError(f"{out}: exists and holds something else; name another, or remove it")
 
 
 def _import(
