@@ -4,12 +4,8 @@
 namespace fastue {
 namespace {
 
-struct Job : Showing {
-  bool stream;
-};
-
 // Protected pixels of a tile of picture t.row, not yet normalised.
-FASTUE_INLINE void protect(const Job& job, const Tile& t, float* v) {
+FASTUE_INLINE void protect(const Showing& job, const Tile& t, float* v) {
   alignas(64) uint8_t bytes[kTile];
   Tile source = t;
   source.row = job.index[t.row];
@@ -20,7 +16,7 @@ FASTUE_INLINE void protect(const Job& job, const Tile& t, float* v) {
   for (int64_t i = 0; i < t.elements; ++i) v[i] = clamp(pixel(x[i]) + n[i], 0.0f, 1.0f);
 }
 
-FASTUE_CLONES void apply_tiles(const Job& job, int64_t begin, int64_t end) {
+FASTUE_CLONES void apply_tiles(const Showing& job, int64_t begin, int64_t end) {
   alignas(64) float v[kTile];
   for (int64_t j = begin; j < end; ++j) {
     const Tile t = job.shape.tile(j / job.shape.tiles(), j % job.shape.tiles());
@@ -34,7 +30,7 @@ FASTUE_CLONES void apply_tiles(const Job& job, int64_t begin, int64_t end) {
 void apply_noise(const Tensor& x, const Tensor& noise, const Tensor& index, const Tensor& out,
                  const std::vector<double>& mean, const std::vector<double>& std, double scale,
                  const std::optional<Tensor>& ids, int64_t seed, int64_t epoch, int64_t pad, bool flip, int64_t grain) {
-  Job job{};
+  Showing job{};
   job.x = batch(x, x, "x");
   job.view = view_of(x, ids, seed, epoch, pad, flip, grain);
   job.noise = bank(noise, x, job.view);

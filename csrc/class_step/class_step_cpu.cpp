@@ -5,10 +5,8 @@
 namespace fastue {
 namespace {
 
-struct Job {
-  Pictures noise, grad, x;
-  Shape shape;
-  View view;
+struct Job : Showing {  // no next input
+  Pictures grad;
   std::vector<int64_t> classes;  // those present
   std::vector<int64_t> start;    // samples of classes[j]: samples[start[j] .. start[j + 1])
   std::vector<int64_t> samples;  // in batch order within a class
@@ -38,46 +36,53 @@ FASTUE_CLONES void step_classes(const Job& job, int64_t begin, int64_t end) {
   }
 }
 
-// Any view: a line of a class's blocks at a time.
-template <class G>
-FASTUE_INLINE void step_blocks(const Job& job, int64_t j, int64_t first, int64_t last) {
-  const int64_t channels = job.shape.channels, area = job.shape.area;
+// Any view: line r of class j's blocks.
+FASTUE_INLINE void step_line(const Job& job, int64_t j, int64_t r) {
+  alignas(64) float grads[kTile], moves[kTile], shown[kTile];
+  alignas(64) uint8_t bytes[kTile];
+  const View& view = job.view;
+  const int64_t grain = view.grain, per = job.per(), values = view.columns() * per;
+  const int64_t top = r * grain, bottom = std::min<int64_t>(top + grain, view.height);
   const float eps = job.eps;
-  std::vector<float> total(last - first);
-  for (int64_t c = 0; c < channels; ++c) {
-    const Plane<float> noise(job.noise, job.classes[j], c, channels, job.view.blocks());
+  std::vector<float> total(values), sum(values), move(values);
+  for (int64_t c = 0; c < job.planes(); ++c) {
+    float* noise = static_cast<float*>(job.noise.data) + job.blocks_at(j, c, r);
     std::fill(total.begin(), total.end(), 0.0f);
     for (int64_t s = job.start[j]; s < job.start[j + 1]; ++s) {
       const int64_t i = job.samples[s];
-      const CropFlip window = job.view.window(i);
-      const Plane<const G> grad(job.grad, i, c, channels, area);
-      const Plane<const uint8_t> x(job.x, i, c, channels, area);
-      for (int64_t b = first; b < last; ++b) {
-        const Block block = job.view.block(b);
-        const float move = moved(gradient_of(job.view, window, block, grad), job.step);
-        float sum = 0.0f;
-        for (int64_t y = block.top; y < block.bottom; ++y)
-          for (int64_t q = block.left; q < block.right; ++q) {
-            const float p = pixel(x[y * job.view.width + q]);
-            sum += clamp(clamp(p + noise[b], 0.0f, 1.0f) - move - p, -eps, eps);
+      const CropFlip window = view.window(i);
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      for (int64_t y = top; y < bottom; ++y)
+        each_part(job.shape, view, i, c, y, [&](const Tile& t, int64_t first, int64_t last) {
+          add_to_blocks(sum.data(), load_back(job.grad, job.shape, view, window, t, y, grads), first, last, per, grain);
+        });
+      for (int64_t k = 0; k < values; ++k) move[k] = moved(sum[k], job.step);
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      for (int64_t y = top; y < bottom; ++y)
+        each_part(job.shape, view, i, c, y, [&](const Tile& t, int64_t first, int64_t last) {
+          const uint8_t* x = load_bytes(job.x, job.shape, t, bytes);
+          show_blocks(shown, noise, first, last, per, grain);
+          show_blocks(moves, move.data(), first, last, per, grain);
+          for (int64_t e = 0; e < t.elements; ++e) {
+            const float p = pixel(x[e]);
+            grads[e] = clamp(clamp(p + shown[e], 0.0f, 1.0f) - moves[e] - p, -eps, eps);
           }
-        total[b - first] += sum;
-      }
+          add_to_blocks(sum.data(), grads, first, last, per, grain);
+        });
+      for (int64_t k = 0; k < values; ++k) total[k] += sum[k];
     }
     const int64_t samples = job.start[j + 1] - job.start[j];
-    for (int64_t b = first; b < last; ++b) {
-      const float count = static_cast<float>(samples * job.view.block(b).pixels());
-      noise[b] = clamp(total[b - first] / count, -eps, eps);
+    for (int64_t k = 0; k < values; ++k) {
+      const int64_t b = r * view.columns() + k / per;
+      const float count = static_cast<float>(samples * view.block(static_cast<int32_t>(b)).pixels());
+      noise[k] = clamp(total[k] / count, -eps, eps);
     }
   }
 }
 
 FASTUE_CLONES void step_viewed(const Job& job, int64_t begin, int64_t end) {
-  const int64_t columns = job.view.columns(), lines = job.view.blocks() / columns;
-  for (int64_t j = begin; j < end; ++j)
-    as_float(job.grad.type, [&](auto grad) {
-      step_blocks<decltype(grad)>(job, j / lines, j % lines * columns, (j % lines + 1) * columns);
-    });
+  const int64_t lines = job.view.blocks() / job.view.columns();
+  for (int64_t j = begin; j < end; ++j) step_line(job, j / lines, j % lines);
 }
 
 void class_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Tensor& y, double step, double eps,
@@ -108,6 +113,7 @@ void class_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const 
     }
   }
   job.start.push_back(x.size(0));
+  job.index = job.classes.data();
   const int64_t present = static_cast<int64_t>(job.classes.size());
   if (!job.view.plain()) {
     const int64_t lines = job.view.blocks() / job.view.columns();

@@ -104,6 +104,30 @@ void normalise(float* v, const Normalisation& norm, const Shape& s, const Tile& 
 // Round a float tile to the type and layout of `to`; `stream` writes past the cache where that is possible.
 void store(const float* from, const Pictures& to, const Shape& s, const Tile& t, bool stream);
 
+// Coarse noise: from the pixels of a line to the values whose blocks they lie in, and back. `per` is how many values lie
+// side by side: the channels (interleaved) or 1. A line may come in parts: v and x are its pixels `first` to before `last`.
+//
+// Adds to each block's sum, pixel after pixel.
+void add_to_blocks(float* sum, const float* v, int64_t first, int64_t last, int64_t per, int64_t grain);
+// The other way round: each pixel its block's value.
+void show_blocks(float* v, const float* value, int64_t first, int64_t last, int64_t per, int64_t grain);
+// From the darkest and the brightest value of each column to those of each block, in place.
+void bound_blocks(uint8_t* low, uint8_t* high, int64_t width, int64_t per, int64_t grain);
+// A tile within line y of a tensor that is cropped as the view says, read back: 0 where a pixel was cut away.
+const float* load_back(const Pictures& from, const Shape& s, const View& view, const CropFlip& window, const Tile& t,
+                       int64_t y, float* scratch);
+
+// f(tile, first pixel, the pixel behind the last) for the parts of line y that fit a tile; where they can, at whole blocks.
+template <class F>
+FASTUE_INLINE void each_part(const Shape& s, const View& view, int64_t row, int64_t channel, int64_t y, const F& f) {
+  const int64_t width = view.width, grain = view.grain, most = s.tile_pixels();
+  const int64_t wide = grain < most ? most / grain * grain : most;
+  for (int64_t first = 0; first < width; first += wide) {
+    const int64_t pixels = std::min(wide, width - first);
+    f(s.part(row, channel, y * width + first, pixels), first, first + pixels);
+  }
+}
+
 // Pictures as a model sees them: protected, cropped and mirrored, normalised.
 struct Showing {
   Pictures x, noise, out;
@@ -112,6 +136,17 @@ struct Showing {
   const int64_t* index;
   float scale;
   Normalisation norm;
+  bool stream;
+
+  // How many values lie side by side, and so how many planes there are.
+  int64_t per() const { return shape.interleaved ? shape.channels : 1; }
+  int64_t planes() const { return shape.interleaved ? 1 : shape.channels; }
+  // Where line r of the blocks of a picture's plane begins in the bank.
+  int64_t blocks_at(int64_t i, int64_t channel, int64_t r) const {
+    Shape coarse = shape;
+    coarse.area = view.blocks();
+    return coarse.offset(coarse.part(index[i], channel, r * view.columns(), view.columns()));
+  }
 };
 // Writes picture i of `out`. For any view; without one, tiles are faster than lines.
 void show(const Showing& job, int64_t i);

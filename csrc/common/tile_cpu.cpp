@@ -2,6 +2,7 @@
 #include "tile.h"
 
 #include <type_traits>
+#include <vector>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -171,48 +172,128 @@ FASTUE_CLONES void normalise(float* v, const Normalisation& norm, const Shape& s
 
 namespace {
 
-// The noise of the pixels `first` to before `last` of a line of a picture, from a bank whose values cover blocks.
-template <class N>
-FASTUE_INLINE void spread(const Showing& job, const Tile& piece, int64_t line, int64_t first, int64_t last, float* n) {
-  const int64_t grain = job.view.grain, columns = job.view.columns(), per = piece.elements / piece.pixels;
-  Shape coarse = job.shape;
-  coarse.area = job.view.blocks();
-  const N* values = static_cast<const N*>(job.noise.data) +
-                    coarse.offset(coarse.part(job.index[piece.row], piece.channel, line / grain * columns, columns));
-  for (int64_t b = first / grain; b * grain < last; ++b)
-    for (int64_t p = std::max(first, b * grain); p < std::min(last, (b + 1) * grain); ++p)
-      for (int64_t c = 0; c < per; ++c) n[(p - first) * per + c] = to_float(values[b * per + c]) * job.scale;
+// f(block, first pixel, the pixel behind the last) for the blocks of a part of a line, pixels counted from its first.
+// kGrain is grain where that is a constant, else 0.
+template <int kGrain, class F>
+FASTUE_INLINE void each_block(int64_t first, int64_t last, int64_t grain, const F& f) {
+  int64_t p = first;
+  if constexpr (kGrain > 0)
+    if (first % kGrain == 0)
+      for (; p + kGrain <= last; p += kGrain) f(p / kGrain, p - first, p - first + kGrain);
+  while (p < last) {
+    const int64_t b = p / grain, end = std::min((b + 1) * grain, last);
+    f(b, p - first, end - first);
+    p = end;
+  }
 }
 
-// The protected pixels `first` to before `last` of a line of a picture.
-FASTUE_INLINE void protect(const Showing& job, int64_t i, int64_t channel, int64_t line, int64_t first, int64_t last, float* v) {
+// f(per, grain) with the usual ones as constants, for the compiler; 0 stands for another.
+template <class F>
+FASTUE_INLINE void as_constants(int64_t per, int64_t grain, const F& f) {
+  using std::integral_constant;
+  if (per == 3 && grain == 4) return f(integral_constant<int, 3>{}, integral_constant<int, 4>{});
+  if (per == 3) return f(integral_constant<int, 3>{}, integral_constant<int, 0>{});
+  if (grain == 4) return f(integral_constant<int, 1>{}, integral_constant<int, 4>{});
+  f(integral_constant<int, 1>{}, integral_constant<int, 0>{});
+}
+
+}  // namespace
+
+FASTUE_CLONES void add_to_blocks(float* __restrict sum, const float* __restrict v, int64_t first, int64_t last, int64_t per,
+                                 int64_t grain) {
+  as_constants(per, grain, [&](auto channels, auto side) {
+    constexpr int kPer = channels.value;
+    each_block<side.value>(first, last, grain, [&](int64_t b, int64_t from, int64_t to) {
+      float total[kPer];
+      for (int c = 0; c < kPer; ++c) total[c] = sum[b * kPer + c];
+      for (int64_t p = from; p < to; ++p)
+        for (int c = 0; c < kPer; ++c) total[c] += v[p * kPer + c];
+      for (int c = 0; c < kPer; ++c) sum[b * kPer + c] = total[c];
+    });
+  });
+}
+
+FASTUE_CLONES void show_blocks(float* __restrict v, const float* __restrict value, int64_t first, int64_t last, int64_t per,
+                               int64_t grain) {
+  as_constants(per, grain, [&](auto channels, auto side) {
+    constexpr int kPer = channels.value;
+    each_block<side.value>(first, last, grain, [&](int64_t b, int64_t from, int64_t to) {
+      for (int64_t p = from; p < to; ++p)
+        for (int c = 0; c < kPer; ++c) v[p * kPer + c] = value[b * kPer + c];
+    });
+  });
+}
+
+FASTUE_CLONES void bound_blocks(uint8_t* __restrict low, uint8_t* __restrict high, int64_t width, int64_t per, int64_t grain) {
+  as_constants(per, grain, [&](auto channels, auto side) {
+    constexpr int kPer = channels.value;
+    each_block<side.value>(0, width, grain, [&](int64_t b, int64_t from, int64_t to) {
+      uint8_t least[kPer], most[kPer];
+      for (int c = 0; c < kPer; ++c) least[c] = low[from * kPer + c], most[c] = high[from * kPer + c];
+      for (int64_t p = from + 1; p < to; ++p)
+        for (int c = 0; c < kPer; ++c) {
+          least[c] = std::min(least[c], low[p * kPer + c]);
+          most[c] = std::max(most[c], high[p * kPer + c]);
+        }
+      for (int c = 0; c < kPer; ++c) low[b * kPer + c] = least[c], high[b * kPer + c] = most[c];
+    });
+  });
+}
+
+FASTUE_CLONES const float* load_back(const Pictures& from, const Shape& s, const View& view, const CropFlip& window,
+                                     const Tile& t, int64_t y, float* scratch) {
+  if (window.down == 0 && window.right == 0 && !window.mirrored) return load(from, s, t, scratch);
+  const int64_t per = t.elements / t.pixels, width = view.width, line = y - window.down;
+  std::fill(scratch, scratch + t.elements, 0.0f);
+  if (line < 0 || line >= view.height) return scratch;
+  // Pixel p of the picture is shown in column p - right of the line, counted from the other end where it is mirrored.
+  const int64_t left = t.first - y * width - window.right;
+  const int64_t begin = std::max<int64_t>(left, 0), end = std::min(left + t.pixels, width);
+  if (begin >= end) return scratch;
+  alignas(64) float shown[kTile];
+  const int64_t column = window.mirrored ? width - end : begin;
+  const float* v = load(from, s, s.part(t.row, t.channel, line * width + column, end - begin), shown);
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t at = window.mirrored ? end - 1 - k : k - begin;
+    for (int64_t c = 0; c < per; ++c) scratch[(k - left) * per + c] = v[at * per + c];
+  }
+  return scratch;
+}
+
+namespace {
+
+// The protected pixels `first` to before `last` of a line of a picture; `noise` is that of the line's blocks.
+FASTUE_INLINE void protect(const Showing& job, int64_t i, int64_t channel, int64_t line, int64_t first, int64_t last,
+                           const float* noise, float* v) {
   alignas(64) uint8_t bytes[kTile];
-  alignas(64) float noise[kTile];
+  alignas(64) float wide[kTile];
   const Tile piece = job.shape.part(i, channel, line * job.view.width + first, last - first);
   const uint8_t* x = load_bytes(job.x, job.shape, piece, bytes);
-  if (job.noise.type == Type::s8) {
-    spread<int8_t>(job, piece, line, first, last, noise);
-  } else {
-    spread<float>(job, piece, line, first, last, noise);  // its scale is 1
-  }
-  for (int64_t e = 0; e < piece.elements; ++e) v[e] = clamp(pixel(x[e]) + noise[e], 0.0f, 1.0f);
+  show_blocks(wide, noise, first, last, job.per(), job.view.grain);
+  for (int64_t e = 0; e < piece.elements; ++e) v[e] = clamp(pixel(x[e]) + wide[e], 0.0f, 1.0f);
 }
 
 // A piece of line y as it is shown, black where it is border.
-FASTUE_INLINE void show_piece(const Showing& job, const Tile& t, const CropFlip& window, int64_t y, int64_t left, float* v) {
-  const int64_t per = t.elements / t.pixels, width = job.view.width, line = y + window.down;
-  std::fill(v, v + t.elements, 0.0f);
-  if (line < 0 || line >= job.view.height) return;
+FASTUE_INLINE void show_piece(const Showing& job, const Tile& t, const CropFlip& window, int64_t y, int64_t left,
+                              float* noise, float* v) {
+  const int64_t per = job.per(), width = job.view.width, line = y + window.down;
   // Column q shows pixel (mirrored ? width - 1 - q : q) + right of the line; this piece is q in [left, left + n).
   const int64_t from = (window.mirrored ? width - left - t.pixels : left) + window.right;
   const int64_t first = std::max<int64_t>(from, 0), last = std::min(from + t.pixels, width);
-  if (first >= last) return;
-  alignas(64) float seen[kTile];
-  protect(job, t.row, t.channel, line, first, last, seen);
-  for (int64_t p = first; p < last; ++p) {
-    const int64_t q = window.mirrored ? t.pixels - 1 - (p - from) : p - from;
-    for (int64_t c = 0; c < per; ++c) v[q * per + c] = seen[(p - first) * per + c];
+  const bool border = line < 0 || line >= job.view.height || first >= last;
+  if (border || last - first < t.pixels) std::fill(v, v + t.elements, 0.0f);
+  if (border) return;
+  const int64_t at = job.blocks_at(t.row, t.channel, line / job.view.grain), count = job.view.columns() * per;
+  if (job.noise.type == Type::s8) {
+    const int8_t* stored = static_cast<const int8_t*>(job.noise.data) + at;
+    for (int64_t k = 0; k < count; ++k) noise[k] = to_float(stored[k]) * job.scale;
   }
+  const float* values = job.noise.type == Type::s8 ? noise : static_cast<const float*>(job.noise.data) + at;
+  if (!window.mirrored) return protect(job, t.row, t.channel, line, first, last, values, v + (first - from) * per);
+  alignas(64) float seen[kTile];
+  protect(job, t.row, t.channel, line, first, last, values, seen);
+  for (int64_t p = first; p < last; ++p)
+    for (int64_t c = 0; c < per; ++c) v[(t.pixels - 1 - (p - from)) * per + c] = seen[(p - first) * per + c];
 }
 
 }  // namespace
@@ -220,23 +301,24 @@ FASTUE_INLINE void show_piece(const Showing& job, const Tile& t, const CropFlip&
 FASTUE_CLONES void show(const Showing& job, int64_t i) {
   alignas(64) float v[kTile];
   const CropFlip window = job.view.window(i);
-  const int64_t planes = job.shape.interleaved ? 1 : job.shape.channels;
+  std::vector<float> noise(job.noise.type == Type::s8 ? job.view.columns() * job.per() : 0);
   const int64_t height = job.view.height, width = job.view.width;
   // Several whole lines at a time, or a part of a line that is too wide for a tile.
   const int64_t wide = std::min(width, job.shape.tile_pixels());
   const int64_t lines = wide < width ? 1 : job.shape.tile_pixels() / width;
-  for (int64_t c = 0; c < planes; ++c)
+  for (int64_t c = 0; c < job.planes(); ++c)
     for (int64_t y = 0; y < height; y += lines)
       for (int64_t left = 0; left < width; left += wide) {
         const int64_t pixels = std::min(wide, width - left), last = std::min(y + lines, height);
         for (int64_t line = y; line < last; ++line) {
           const Tile piece = job.shape.part(i, c, line * width + left, pixels);
-          show_piece(job, piece, window, line, left, v + (line - y) * piece.elements);
+          show_piece(job, piece, window, line, left, noise.data(), v + (line - y) * piece.elements);
         }
         const Tile t = job.shape.part(i, c, y * width + left, pixels * (last - y));
         if (job.norm.on) normalise(v, job.norm, job.shape, t);
-        store(v, job.out, job.shape, t, false);
+        store(v, job.out, job.shape, t, job.stream);
       }
+  if (job.stream) fence();
 }
 
 }  // namespace fastue

@@ -15,7 +15,6 @@ struct Job : Showing {  // out.data null: no next input
   float step, eps, inverse;  // step < 0 ascends; inverse = 1/scale
   const bool* mask;          // null: none; [1 or B, 1, h, w], of the bank's size
   bool mask_shared;
-  bool stream;
   bool bytes;              // the int8 state is stepped in whole numbers, with AVX-512:
   int8_t whole_step;
   int8_t down[32], up[32];  // how far noise may go down on a pixel of value i, and up on one of 255 - i; eps at most
@@ -198,37 +197,56 @@ FASTUE_CLONES void step_tiles(const Job& job, int64_t begin, int64_t end) {
   if (job.stream) fence();
 }
 
-// Any view: a value of the bank at a time.
-template <class N, class G>
-FASTUE_INLINE void step_blocks(const Job& job, int64_t i) {
-  const int64_t channels = job.shape.channels, blocks = job.view.blocks();
-  const CropFlip window = job.view.window(i);
-  for (int64_t c = 0; c < channels; ++c) {
-    const Plane<N> noise(job.noise, job.index[i], c, channels, blocks);
-    const Plane<const G> grad(job.grad, i, c, channels, job.shape.area);
-    const Plane<const uint8_t> x(job.x, i, c, channels, job.shape.area);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const Block block = job.view.block(b);
-      const Room room = room_of(job.view, block, x);
-      float n = to_float(noise[b]) * job.scale;  // 1 for float32
-      n -= moved(gradient_of(job.view, window, block, grad), job.step);
-      n = clamp(clamp(n, -job.eps, job.eps), -room.darker, room.brighter);
-      if (job.mask != nullptr && !job.mask[(job.mask_shared ? 0 : i * blocks) + b]) n = 0.0f;
-      if constexpr (std::is_same_v<N, int8_t>) {
-        noise[b] = static_cast<int8_t>(static_cast<int32_t>(nearest(clamp(n * job.inverse, -127.0f, 127.0f))));
-      } else {
-        noise[b] = n;
+FASTUE_INLINE void bound(uint8_t* __restrict low, uint8_t* __restrict high, const uint8_t* __restrict x, int64_t count) {
+  for (int64_t e = 0; e < count; ++e) {
+    low[e] = std::min(low[e], x[e]);
+    high[e] = std::max(high[e], x[e]);
+  }
+}
+
+// Any view: a line of a picture's blocks at a time.
+template <class N>
+FASTUE_INLINE void step_lines(const Job& job, int64_t i, std::vector<float>& sum, std::vector<uint8_t>& low,
+                              std::vector<uint8_t>& high) {
+  alignas(64) float grads[kTile];
+  alignas(64) uint8_t bytes[kTile];
+  const View& view = job.view;
+  const int64_t grain = view.grain, per = job.per(), lines = view.blocks() / view.columns();
+  const CropFlip window = view.window(i);
+  for (int64_t c = 0; c < job.planes(); ++c)
+    for (int64_t r = 0; r < lines; ++r) {
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      std::fill(low.begin(), low.end(), uint8_t{255});
+      std::fill(high.begin(), high.end(), uint8_t{0});
+      for (int64_t y = r * grain; y < std::min<int64_t>((r + 1) * grain, view.height); ++y)
+        each_part(job.shape, view, i, c, y, [&](const Tile& t, int64_t first, int64_t last) {
+          add_to_blocks(sum.data(), load_back(job.grad, job.shape, view, window, t, y, grads), first, last, per, grain);
+          bound(low.data() + first * per, high.data() + first * per, load_bytes(job.x, job.shape, t, bytes), t.elements);
+        });
+      bound_blocks(low.data(), high.data(), view.width, per, grain);
+      N* noise = static_cast<N*>(job.noise.data) + job.blocks_at(i, c, r);
+      const bool* mask = job.mask == nullptr ? nullptr : job.mask + (job.mask_shared ? 0 : i * view.blocks()) + r * view.columns();
+      for (int64_t k = 0; k < static_cast<int64_t>(sum.size()); ++k) {
+        float n = to_float(noise[k]) * job.scale;  // 1 for float32
+        n = clamp(n - moved(sum[k], job.step), -job.eps, job.eps);
+        // As far as the pixel with the most room allows; the others are clamped where they are shown.
+        n = clamp(n, -pixel(high[k]), 1.0f - pixel(low[k]));
+        if (mask != nullptr && !mask[k / per]) n = 0.0f;
+        if constexpr (std::is_same_v<N, int8_t>) {
+          noise[k] = static_cast<int8_t>(static_cast<int32_t>(nearest(clamp(n * job.inverse, -127.0f, 127.0f))));
+        } else {
+          noise[k] = n;
+        }
       }
     }
-  }
   if (job.out.data != nullptr) show(job, i);
 }
 
 FASTUE_CLONES void step_viewed(const Job& job, int64_t begin, int64_t end) {
+  std::vector<float> sum(job.view.columns() * job.per());
+  std::vector<uint8_t> low(job.view.width * job.per()), high(low.size());
   for (int64_t i = begin; i < end; ++i)
-    as_bank(job.noise.type, [&](auto noise) {
-      as_float(job.grad.type, [&](auto grad) { step_blocks<decltype(noise), decltype(grad)>(job, i); });
-    });
+    as_bank(job.noise.type, [&](auto noise) { step_lines<decltype(noise)>(job, i, sum, low, high); });
 }
 
 void linf_step(const Tensor& noise, const Tensor& grad, const Tensor& x, const Tensor& index, double step, double eps,
