@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastue.core.errors import DataError
 from fastue.data.atomic import make_folder, remove_stale, writing
-from fastue.data.tensorfile import read_header, read_tensors, write_tensors
+from fastue.data.tensorfile import TensorFile, read_header, read_tensors, write_tensors
 
 _NAME = re.compile(r"(\d{5})\.(\d+)\.safetensors")
 
@@ -35,7 +35,7 @@ class Bank:
         self.folder, self.shape, self.shard_rows = make_folder(folder), shape, shard_rows
         self._rows = rows
         self._paths: dict[int, tuple[int, Path]] = {}
-        self._opened: dict[int, tuple[int, np.ndarray]] = {}
+        self._headers: dict[int, tuple[int, TensorFile]] = {}
         self._writer = ThreadPoolExecutor(1)
         self._reader = ThreadPoolExecutor(1)
         self._writing: Future | None = None
@@ -121,7 +121,10 @@ class Bank:
         for shard in np.unique(shards).tolist():
             if shard in self._paths:
                 places = np.flatnonzero(shards == shard)
-                out[places] = self._mapped(shard)[numbers[places] - shard * self.shard_rows]
+                found = np.empty((len(places), h, w, c), dtype=np.float32)
+                rows = numbers[places] - shard * self.shard_rows
+                self._header(shard).read_rows("noise", rows, found)
+                out[places] = found
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def link(self, folder: Path) -> None:
@@ -158,11 +161,8 @@ class Bank:
             with writing(old[1]):
                 old[1].unlink(missing_ok=True)
 
-    def _mapped(self, shard: int) -> np.ndarray:
-        """[rows, h, w, C] as a map, which is thrown away soon: pages that stay mapped are memory."""
+    def _header(self, shard: int) -> TensorFile:
         sweeps, path = self._paths[shard]
-        if self._opened.get(shard, (0,))[0] != sweeps:
-            if len(self._opened) >= 64:
-                self._opened.clear()
-            self._opened[shard] = sweeps, read_header(path).map_array("noise", np.float32)
-        return self._opened[shard][1]
+        if self._headers.get(shard, (0,))[0] != sweeps:
+            self._headers[shard] = sweeps, read_header(path)
+        return self._headers[shard][1]

@@ -39,7 +39,7 @@ from fastue.data.atomic import (
 from fastue.data.budget import CHANGES, Budget, change_of, lengths, within_length
 from fastue.data.dataset import ImageDataset
 from fastue.data.layout import MANIFEST
-from fastue.data.tensorfile import file_sha256, read_header, read_tensors, write_tensors
+from fastue.data.tensorfile import TensorFile, file_sha256, read_header, read_tensors, write_tensors
 from fastue.ops._grain import bank_shape, spread
 
 FORMAT = 1
@@ -304,7 +304,9 @@ class NoiseStore:
         shards = numbers // self.header["shard_rows"]
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
-            out[places] = self._map(int(shard))[numbers[places] - shard * self.header["shard_rows"]]
+            out[places] = self._read(
+                int(shard), numbers[places] - int(shard) * self.header["shard_rows"]
+            )
         return self._shown(out)
 
     @functools.cached_property
@@ -317,13 +319,12 @@ class NoiseStore:
 
     def bank(self) -> Tensor:
         """All noise in memory: int8 [N, C, H, W], or [K, C, H, W] when it is class-wise."""
-        return torch.cat(
-            [self._shown(np.array(self._map(shard))) for shard in range(self.shard_count)]
-        )
+        return torch.cat([self._shown(self.coarse(shard)) for shard in range(self.shard_count)])
 
     def coarse(self, shard: int) -> np.ndarray:
         """The noise of a shard as it is stored, int8 [rows, C, h, w]."""
-        return np.ascontiguousarray(self._map(shard))
+        rows = self.shard_slice(shard)
+        return self._read(shard, np.arange(rows.stop - rows.start))
 
     def shard_problems(self, *, checksums: bool = True) -> list[str]:
         """What is wrong with the shards of a finished store, one line each."""
@@ -358,8 +359,12 @@ class NoiseStore:
             return str(error)
         return None
 
-    def _map(self, shard: int) -> np.ndarray:
-        return _mapped(self.shard_path(shard), self.shard_path(shard).stat().st_mtime_ns)
+    def _read(self, shard: int, rows: np.ndarray) -> np.ndarray:
+        """int8 [B, C, h, w] of these rows of a shard."""
+        path = self.shard_path(shard)
+        out = np.empty((len(rows), *self.stored), dtype=np.int8)
+        _header(path, path.stat().st_mtime_ns).read_rows("noise", rows, out)
+        return out
 
     def _numbers(self, index: Tensor | np.ndarray | Sequence[int] | Sequence[str]) -> np.ndarray:
         if isinstance(index, Tensor):
@@ -389,9 +394,9 @@ def tidy(directory: Path) -> None:
             (directory / _UNFINISHED).unlink(missing_ok=True)
 
 
-@functools.lru_cache(maxsize=8)
-def _mapped(path: Path, _changed: int) -> np.ndarray:
-    return read_header(path).map_array("noise", np.int8)
+@functools.lru_cache(maxsize=64)
+def _header(path: Path, _changed: int) -> TensorFile:
+    return read_header(path)
 
 
 @functools.lru_cache(maxsize=2)

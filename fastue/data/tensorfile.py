@@ -5,6 +5,7 @@ content can give different bytes, and it needs the whole file in memory once mor
 """
 
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -43,12 +44,29 @@ class TensorFile:
     # begin and end count from the start of the file
     entries: dict[str, tuple[str, tuple[int, ...], int, int]]
 
-    def map_array(self, name: str, dtype: np.dtype | type) -> np.ndarray:
-        """A tensor of the file as a read-only memory map."""
-        _, shape, begin, end = self.entries[name]
-        if begin == end:
-            return np.zeros(shape, dtype)
-        return np.memmap(self.path, dtype=dtype, mode="r", offset=begin, shape=shape)
+    def read_rows(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
+        """Rows (int64 [B]) of a tensor into `out` [B, ...] of its dtype, neighbours in one read.
+
+        Read, not mapped: a map of a large file that is read here and there is memory.
+        """
+        _, shape, begin, _ = self.entries[name]
+        size = out[:1].nbytes
+        if out.shape[1:] != shape[1:] or not out.flags.c_contiguous:
+            raise ValueError(f"rows of {shape[1:]} are read into {out.shape[1:]}")
+        target = memoryview(out).cast("B") if size else None
+        with self.path.open("rb", buffering=0) as file:
+            for first, last in _stretches(rows):
+                offset, wanted = begin + int(rows[first]) * size, target[first * size : last * size]
+                while wanted:
+                    if not (count := os.preadv(file.fileno(), [wanted], offset)):
+                        raise DataError(f"{self.path}: damaged: cut short")
+                    offset, wanted = offset + count, wanted[count:]
+
+
+def _stretches(rows: np.ndarray) -> list[tuple[int, int]]:
+    """(first, end) of the places of `rows` where one follows the other."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    return list(itertools.pairwise([0, *ends.tolist(), len(rows)])) if len(rows) else []
 
 
 def write_tensors(
