@@ -29,6 +29,12 @@ def add_arguments(parser) -> None:
     )
     add("--source", help="the clean originals, for the controls (default: where protect read them)")
     add(
+        "--aux",
+        metavar="AUX",
+        help="clean pictures that the adversary has, for countermeasures that need them; "
+        "`oracle`: TEST itself",
+    )
+    add(
         "--out", type=Path, help="where results.json and report.html go (default: DIRECTORY/attack)"
     )
     add("--suite", default=default["suite"], metavar="NAMES", help=_suite_help())
@@ -79,4 +85,6 @@ def run(args) -> int:
     print(result.table)
     print(result.verdict)
     print("Written:", ", ".join(str(path) for path in result.files))
-    return 0
+    for failure in result.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 3 if result.failures else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ class AttackResult:
     table: str
     verdict: str
     files: list[Path]
+    failures: list[str] = field(default_factory=list)  # cells that could not be trained, and why
 
 
 def attack(
@@ -41,6 +42,7 @@ def attack(
     clean: Source,
     *,
     source: Source | None = None,
+    aux: Source | None = None,
     out: str | os.PathLike[str] | None = None,
     suite: str | Sequence[str | Countermeasure] = "none",
     arch: str | Sequence[str] = VictimConfig.arch,
@@ -61,6 +63,9 @@ def attack(
     clean      clean test pictures: whatever open_dataset takes, or an open ImageDataset
     source     the clean originals, for the controls; left out, the folder that protect read is
                used if it still holds the same pictures
+    aux        clean pictures of the same classes that the adversary has, for the countermeasures that
+               need them; none of them may be protected or in `clean`. "oracle": the test pictures
+               themselves, as some papers have it
     out        where rows/, results.json and report.html go; rows that are there with the same
                pictures and settings are not trained again (default: directory/attack)
     suite      countermeasures: none, quick, names, or a list that may hold your own Countermeasure
@@ -71,7 +76,8 @@ def attack(
                `source` are in the manifest
     size       resize `clean` and `source` as protect did (default: what protect was told)
 
-    Raises UsageError and DataError before any training starts.
+    Raises UsageError and DataError before any training starts. A victim whose training fails is told
+    in `.failures`, and the others go on.
     """
     from fastue import countermeasures
     from fastue.data.atomic import atomic_write_json
@@ -88,7 +94,7 @@ def attack(
     where = resolve_device(device)
     config = VictimConfig(epochs=epochs, batch=batch, precision=resolve_precision(precision, where))
     manifest, run = _manifest_and_run(directory)
-    material = _material(directory, clean, source, labels, size, manifest, run).to(where)
+    material = _material(directory, clean, source, aux, labels, size, manifest, run).to(where)
     arms = tuple(arms or (ARMS if material.originals else ("protected",)))
     material.check(arms)
     _check_archs(archs, material.protected)
@@ -98,6 +104,7 @@ def attack(
         "directory": str(directory),
         "clean": _name(clean),
         "source": _name(source or run.get("source")),
+        "aux": _name(aux),
         "suite": ",".join(countermeasure.name for countermeasure in suite),
         "archs": archs,
         "arms": list(arms),
@@ -107,7 +114,8 @@ def attack(
         **_protection_and_versions(manifest),
     }
     atomic_write_json(out / "attack.json", settings)
-    rows = []
+    rows: list[dict] = []
+    failures: list[str] = []
     for row in evaluate(
         material,
         suite=suite,
@@ -117,13 +125,16 @@ def attack(
         out=out,
         arms=arms,
         progress=progress,
+        failed=lambda cell, error: failures.append(f"{cell}: {error}"),
     ):
         rows.append(row)
         on_row(row)
+    if not rows:
+        raise DataError("no victim could be trained: " + "; ".join(failures))
     classes = material.protected.num_classes
     files = write_report(out, rows, settings, classes, directory / "preview.png")
     files = [out / "results.json", *files]
-    return AttackResult(rows, text_table(rows), verdict(rows, classes), files)
+    return AttackResult(rows, text_table(rows), verdict(rows, classes), files, failures)
 
 
 def _manifest_and_run(directory: Path) -> tuple[dict, dict]:
@@ -140,6 +151,7 @@ def _material(
     directory: Path,
     clean: Source,
     source: Source | None,
+    aux: Source | None,
     labels: str | os.PathLike[str] | None,
     size: int | None,
     manifest: dict,
@@ -150,11 +162,14 @@ def _material(
     from fastue.protocol.cells import Material
 
     size = size or run.get("size") or manifest.get("size")
+    test, oracle = _opened(clean, size, labels), isinstance(aux, str) and aux == "oracle"
     return Material(
         open_protected(directory),
         _originals(source, run.get("source"), size, manifest),
-        _opened(clean, size, labels),
+        test,
         Budget.of(manifest),
+        test if oracle else None if aux is None else _opened(aux, size),
+        oracle,
     )
 
 

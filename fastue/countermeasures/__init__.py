@@ -1,7 +1,8 @@
 """What an adversary does to protected pictures before or while training on them.
 
 One file each, named like the countermeasure, holding `COUNTERMEASURE`; it is imported when it is
-used. A line in the table below is all that the parser, the attack and the report need.
+used. A line in the table below is all that the parser, the attack and the report need. A file that
+has a strength to choose holds `variant(strength)` as well: `jpeg-30` is variant("30") of jpeg.py.
 """
 
 from __future__ import annotations
@@ -25,13 +26,29 @@ SUITES = {"none": ("none",), "quick": ("none", "grayscale", "jpeg")}
 
 def load(name: str) -> Countermeasure:
     """The countermeasure of this name. Raises UsageError, with the list, where there is none."""
-    if name not in SUMMARIES:
+    family = family_of(name)
+    if family is None:
         raise UsageError(
             f"--suite {name}: unknown. Use one of {', '.join(SUITES)}, "
             f"or some of {', '.join(SUMMARIES)}, separated by commas"
         )
-    module = importlib.import_module(f"fastue.countermeasures.{name.replace('-', '_')}")
-    return module.COUNTERMEASURE
+    module = importlib.import_module(f"fastue.countermeasures.{family.replace('-', '_')}")
+    if family == name:
+        return module.COUNTERMEASURE
+    try:
+        return module.variant(name.removeprefix(f"{family}-"))
+    except AttributeError:
+        raise UsageError(f"--suite {name}: {family} has no strength to choose") from None
+    except UsageError as error:
+        raise UsageError(f"--suite {name}: {error}") from None
+
+
+def family_of(name: str) -> str | None:
+    """The name in the table of which this is a variant (jpeg of jpeg-30), or the name itself; None
+    where there is none."""
+    while name and name not in SUMMARIES:
+        name = name.rpartition("-")[0]
+    return name or None
 
 
 def suite(spec: str | Sequence[str | Countermeasure]) -> list[Countermeasure]:
@@ -48,7 +65,7 @@ def suite(spec: str | Sequence[str | Countermeasure]) -> list[Countermeasure]:
     by_name = {member.name: member for member in members}  # the last of a name
     for member in members:
         # A result is kept under the name, so a name must stand for one thing only.
-        namesake = load(member.name) if member.name in SUMMARIES else by_name[member.name]
+        namesake = load(member.name) if family_of(member.name) else by_name[member.name]
         if member != namesake:
             raise UsageError(f"--suite: two countermeasures are called {member.name}; rename yours")
     return list(by_name.values())

@@ -1,7 +1,8 @@
-"""What a countermeasure is: other training pictures, or another training step."""
+"""What a countermeasure is: other training pictures, another training step, or another training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,21 @@ def identity(images: Tensor, labels: Tensor | None, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Means:
+    """What an adversary has beside the protected files.
+
+    aux       clean pictures of the same classes, none of them protected or in the test set; on the
+              device of the training set
+    cache     a folder where what takes long and depends on `aux` alone may be kept (a purifier)
+    progress  called as progress(phase, done, total) by what takes long before the training
+    """
+
+    aux: ImageDataset | None = None
+    cache: Path | None = None
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None
+
+
+@dataclass(frozen=True)
 class Countermeasure:
     """A name, and what differs from plain training.
 
@@ -26,6 +42,12 @@ class Countermeasure:
               are not told: it gets None.
     step      replaces fastue.models.training.train_step, same arguments. Random draws may come
               from torch's global generator, which a victim's training seeds.
+    data      (training set, seed, means) -> training set, instead of `pictures`: for what takes
+              `means.aux`, or more or fewer pictures.
+    train     (training set, test set, VictimConfig, *, seed, step, means, progress) -> curves as
+              fastue.victims.train.fit gives them: replaces the whole training.
+    aux       whether it needs `means.aux`
+    cost      seconds of a victim, in those of a plainly trained one: for the time left
     version   raise it when the result changes: victims trained before are then trained anew.
     """
 
@@ -33,10 +55,17 @@ class Countermeasure:
     pictures: Callable[[Tensor, Tensor | None, int], Tensor] = identity
     test: bool = False
     step: Callable[..., Tensor] = train_step
+    data: Callable[[ImageDataset, int, Means], ImageDataset] | None = None
+    train: Callable[..., dict] | None = None
+    aux: bool = False
+    cost: float = 1.0
     version: int = 1
 
-    def training_set(self, data: ImageDataset, seed: int) -> ImageDataset:
-        """`data` as the victim sees it in training; labels, ids and classes are the same."""
+    def training_set(self, data: ImageDataset, seed: int, means: Means = Means()) -> ImageDataset:
+        """What the victim is trained on; with `pictures` the labels, ids and classes are those of
+        `data`."""
+        if self.data is not None:
+            return self.data(data, seed, means)
         return self._apply(data, data.labels, seed)
 
     def test_set(self, data: ImageDataset, seed: int) -> ImageDataset:

@@ -2,9 +2,15 @@
 
 All victims are tested on the same clean pictures. A row is kept in `out/rows` under a hash of all
 that it depends on, so a killed attack goes on, and attacks that share `out` share their controls.
+Several processes may work in one `out`: each takes cells that no other is at.
 """
 
+from __future__ import annotations
+
+import contextlib
+import fcntl
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-from fastue.core.errors import UsageError
-from fastue.countermeasures.base import Countermeasure
+from fastue.core.errors import DataError, UsageError
+from fastue.countermeasures.base import Countermeasure, Means
 from fastue.data.atomic import atomic_write_json, make_folder
 from fastue.data.budget import Budget
-from fastue.data.dataset import ImageDataset
+from fastue.data.dataset import ImageDataset, batches
+from fastue.methods.base import duration
 from fastue.protocol.arms import ARMS, arm_pictures, budget_key
 from fastue.victims.train import VictimConfig, check_pair, stopped, train_victim
 
@@ -38,20 +45,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Material:
-    """The pictures of an attack. Without `originals` only the protected arm can be trained."""
+    """The pictures of an attack. Without `originals` only the protected arm can be trained, without
+    `aux` only countermeasures that need none. `oracle`: `aux` is the test set itself, as some
+    papers have it.
+    """
 
     protected: ImageDataset
     originals: ImageDataset | None
     test: ImageDataset
     budget: Budget
+    aux: ImageDataset | None = None
+    oracle: bool = False
 
-    def to(self, device: torch.device) -> "Material":
-        originals = self.originals.to(device) if self.originals else None
+    def to(self, device: torch.device) -> Material:
         return replace(
             self,
             protected=self.protected.to(device),
-            originals=originals,
+            originals=self.originals.to(device) if self.originals else None,
             test=self.test.to(device),
+            aux=self.aux.to(device) if self.aux else None,
         )
 
     def check(self, arms: tuple[str, ...]) -> None:
@@ -60,8 +72,22 @@ class Material:
             raise UsageError(f"--arms {','.join(sorted(unknown))}: use some of {', '.join(ARMS)}")
         if self.originals is None and set(arms) != {"protected"}:
             raise UsageError("--arms: the controls need the clean originals; pass --source")
-        for data in filter(None, (self.protected, self.originals)):
+        for data in filter(None, (self.protected, self.originals, self.aux)):
             check_pair(data, self.test)
+        self._check_disjoint()
+
+    def _check_disjoint(self) -> None:
+        """Raises DataError where two of the sets have a picture in common."""
+        sets = [("the originals", self.originals or self.protected), ("--clean", self.test)]
+        if self.aux is not None and not self.oracle:
+            sets.append(("--aux", self.aux))
+        found = [(name, picture_hashes(data)) for name, data in sets]
+        for (one, first), (other, second) in itertools.combinations(found, 2):
+            if common := len(first & second):
+                raise DataError(
+                    f"{other}: {common} of its pictures are among {one}; what a victim has seen "
+                    "says nothing about what it has learnt. Pass sets without common pictures"
+                )
 
     def training_set(self, cell: Cell) -> ImageDataset:
         originals = self.originals or self.protected
@@ -75,16 +101,27 @@ class RowKeys:
         self.budget = budget_key(material.budget)
         self.test = material.test.fingerprint()
         sets = {"protected": material.protected, "originals": material.originals}
+        sets["aux"] = material.aux
         self.train = {name: data.fingerprint() for name, data in sets.items() if data}
 
     def key(self, cell: Cell, victim: VictimConfig, countermeasure: Countermeasure) -> str:
         source = "protected" if cell.arm == "protected" else "originals"
         inputs = [self.train[source], self.test]
         inputs += self.budget if cell.arm.startswith("random") else []
+        inputs += [self.train["aux"]] if countermeasure.aux else []
         identity = {**asdict(cell), **asdict(victim), "inputs": inputs}
         if countermeasure.version != 1:  # the first version's rows are named as before versions
             identity["countermeasure_version"] = countermeasure.version
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def picture_hashes(data: ImageDataset) -> set[bytes]:
+    """sha256 of each picture's pixels."""
+    hashes: set[bytes] = set()
+    for x, _, _ in batches(data, 1024):
+        pixels = x.permute(0, 2, 3, 1).cpu().numpy()
+        hashes.update(hashlib.sha256(picture.tobytes()).digest() for picture in pixels)
+    return hashes
 
 
 def evaluate(
@@ -97,13 +134,21 @@ def evaluate(
     out: Path,
     arms: tuple[str, ...] = ARMS,
     progress: Callable[[str, int, int, dict], None] = lambda name, done, total, info: None,
+    failed: Callable[[Cell, Exception], None] | None = None,
 ) -> Iterator[dict]:
     """Train every victim of the attack and yield its row; `out/results.json` holds all rows so far
     after each. A row that an earlier attack left in `out/rows` is not trained again.
 
-    Raises UsageError for an unknown arm, DataError for sets that do not fit together.
+    What goes wrong in a cell is raised; with `failed` it is told there, and the others go on.
+    Raises UsageError for an unknown arm or where pictures are missing, DataError for sets that do
+    not fit together.
     """
     material.check(arms)
+    if needy := [c.name for c in suite if c.aux and material.aux is None]:
+        raise UsageError(
+            f"--suite {','.join(needy)}: needs clean pictures that are neither protected nor in "
+            "--clean; pass --aux"
+        )
     keys = RowKeys(material)
     by_name = {countermeasure.name: countermeasure for countermeasure in suite}
     cells = [
@@ -113,26 +158,80 @@ def evaluate(
         for seed in seeds
         for arm in arms
     ]
-    make_folder(out / "rows")
-    rows: list[dict] = []
-    for number, cell in enumerate(cells, 1):
-        victim, countermeasure = replace(config, arch=cell.arch), by_name[cell.countermeasure]
-        path = out / "rows" / f"{keys.key(cell, victim, countermeasure)}.json"
-        if path.exists():
-            row = json.loads(path.read_text())
-        else:
-            name = f"[{number}/{len(cells)}] {cell}"
-            row = train_cell(
-                cell,
-                material,
-                victim,
-                countermeasure,
-                lambda done, total, info, name=name: progress(name, done, total, info),
-            )
-            atomic_write_json(path, row)
-        rows.append(row)
-        atomic_write_json(out / "results.json", rows)
-        yield row
+    folder, total = make_folder(out / "rows"), len(cells)
+    rows: dict[Cell, dict] = {}
+    left = _TimeLeft({cell: by_name[cell.countermeasure].cost for cell in cells})
+    for wait in (False, True):  # first what no other process is at, then what is missing still
+        for number, cell in enumerate(cells, 1):
+            if cell in rows:
+                continue
+            victim, countermeasure = replace(config, arch=cell.arch), by_name[cell.countermeasure]
+            path = folder / f"{keys.key(cell, victim, countermeasure)}.json"
+            with _claimed(path, wait) as mine:
+                if not mine:
+                    continue
+                if path.exists():
+                    row = json.loads(path.read_text())
+                    left.skip(cell)
+                else:
+                    name = f"[{number}/{total}] {cell}"
+                    try:
+                        row = train_cell(
+                            cell,
+                            material,
+                            victim,
+                            countermeasure,
+                            lambda done, total, info, name=name, cell=cell: progress(
+                                f"{name}{left.text(cell, done / total)}", done, total, info
+                            ),
+                            cache=out / "aux",
+                        )
+                    except Exception as error:
+                        if failed is None:
+                            raise
+                        failed(cell, error)
+                        cells = [other for other in cells if other != cell]
+                        continue
+                    left.done(cell)
+                    atomic_write_json(path, row)
+            rows[cell] = row
+            atomic_write_json(out / "results.json", [rows[c] for c in cells if c in rows])
+            yield row
+
+
+class _TimeLeft:
+    """How long the cells that are left will take, from those that were trained."""
+
+    def __init__(self, costs: dict[Cell, float]):
+        self.costs, self.spent = dict(costs), 0.0
+        self.start = time.perf_counter()
+
+    def skip(self, cell: Cell) -> None:
+        self.costs.pop(cell, None)
+
+    def done(self, cell: Cell) -> None:
+        self.spent += self.costs.pop(cell)
+
+    def text(self, cell: Cell, share: float) -> str:
+        """For people, `share` of this cell being done; nothing before there is anything to go by."""
+        spent = self.spent + share * self.costs[cell]
+        if spent == 0:
+            return ""
+        seconds = (time.perf_counter() - self.start) / spent
+        return f", {duration(seconds * (sum(self.costs.values()) - share * self.costs[cell]))} left"
+
+
+@contextlib.contextmanager
+def _claimed(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process has a cell to itself; the claim ends with the process, however it ends."""
+    with path.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def train_cell(
@@ -141,19 +240,24 @@ def train_cell(
     victim: VictimConfig,
     countermeasure: Countermeasure,
     progress: Callable[[int, int, dict], None],
+    cache: Path | None = None,
 ) -> dict:
     """Train one victim; its row."""
     start = time.perf_counter()
-    curves = train_victim(
-        countermeasure.training_set(material.training_set(cell), cell.seed),
-        countermeasure.test_set(material.test, cell.seed),
-        victim,
-        seed=cell.seed,
-        step=countermeasure.step,
-        progress=progress,
+    means = Means(
+        material.aux,
+        cache,
+        lambda phase, done, total: progress(0, victim.epochs, {"phase": f"{phase} {done}/{total}"}),
     )
+    train = countermeasure.training_set(material.training_set(cell), cell.seed, means)
+    test = countermeasure.test_set(material.test, cell.seed)
+    options = {"seed": cell.seed, "step": countermeasure.step, "progress": progress}
+    if countermeasure.train is None:
+        curves = train_victim(train, test, victim, **options)
+    else:
+        curves = countermeasure.train(train, test, victim, means=means, **options)
     accuracy_stopped, epoch_stopped = stopped(curves)
-    return {
+    row = {
         **asdict(cell),
         "accuracy_final": curves["accuracy"][-1],
         "accuracy_stopped": accuracy_stopped,
@@ -165,3 +269,7 @@ def train_cell(
         "epochs": victim.epochs,
         "seconds": round(time.perf_counter() - start, 1),
     }
+    if countermeasure.aux:
+        row["aux"] = "oracle" if material.oracle else len(material.aux)
+    # What a countermeasure found beside the curves, by name: a linear separability …
+    return row | {name: value for name, value in curves.items() if isinstance(value, float)}

@@ -1,6 +1,8 @@
 """Which victims are trained, on what, and which are found again."""
 
+import fcntl
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +27,12 @@ OLD_KEYS = {
     "random-sample": "0f9ce8d309054f94",
     "random-class": "d16d7679134e89ca",
 }
+
+
+CURVES = {
+    "loss": [1.0], "accuracy": [7.0], "picking": [7.0], "scoring": [7.0], "train_accuracy": [9.0],
+    "separability": 99.5,
+}  # fmt: skip
 
 
 def halved(images, labels, seed):
@@ -156,9 +164,8 @@ def test_a_changed_countermeasure_is_trained_anew(victims, material, run):
 def test_progress_names_the_cell(victims, material, run):
     names = []
     run(material(), suite="none,jpeg", progress=lambda name, *rest: names.append(name))
-    assert (
-        names[0] == "[1/8] clean cnn seed 0"
-        and names[-1] == "[8/8] random-class after jpeg cnn seed 0"
+    assert names[0].startswith("[1/8] clean cnn seed 0, ") and names[-1].startswith(
+        "[8/8] random-class after jpeg cnn seed 0, "
     )
 
 
@@ -174,3 +181,71 @@ def test_what_cannot_be_compared_is_refused_before_work(victims, material, run, 
         run(Material(tiny(), tiny(), small, LINF))
     assert not list(tmp_path.iterdir())
     assert len(run(alone, arms=("protected",))) == 1
+
+
+def test_a_cell_that_fails_does_not_lose_the_others(victims, material, run, monkeypatch):
+    def unlucky(train, test, config, **options):
+        if options["seed"] == 1 and train.source == "p":
+            raise DataError("no luck")
+        return fine(train, test, config, **options)
+
+    fine, failures = cells.train_victim, []
+    monkeypatch.setattr(cells, "train_victim", unlucky)
+    rows = run(material(), seeds=[0, 1], failed=lambda cell, error: failures.append((cell, error)))
+    assert len(rows) == 2 * len(ARMS) - 1
+    assert [(str(cell), str(error)) for cell, error in failures] == [
+        ("protected cnn seed 1", "no luck")
+    ]
+    with pytest.raises(DataError, match="no luck"):
+        run(material(), seeds=[1])
+
+
+def test_a_cell_that_another_process_is_at_comes_last_and_is_not_trained_twice(
+    victims, material, run, monkeypatch, tmp_path
+):
+    """The other process: holds the first cell's claim, and has its row when it lets go."""
+    mine, theirs = material(), []
+    (row,) = run(mine, arms=("clean",))
+    (path,) = (tmp_path / "rows").glob("*.json")
+    path.unlink()
+    lock = path.with_suffix(".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def finish(*arguments, **options):
+        if not theirs:  # while the second cell is trained here
+            theirs.append(path.write_text(json.dumps(row)))
+            lock.close()
+        return fine(*arguments, **options)
+
+    fine = cells.train_victim
+    monkeypatch.setattr(cells, "train_victim", finish)
+    rows = run(mine, arms=("clean", "protected"))
+    assert [r["arm"] for r in rows] == ["protected", "clean"] and rows[1] == row
+    assert len(victims) == 2  # the one before, and the protected one
+
+
+def test_sets_with_pictures_in_common_are_refused(victims, material, run, tiny):
+    fitting = material()
+    for shared in ({"aux": fitting.originals}, {"aux": fitting.test}, {"test": fitting.originals}):
+        with pytest.raises(DataError, match="are among"):
+            run(replace(fitting, **shared))
+    assert run(replace(fitting, aux=fitting.test, oracle=True))
+    needy = Countermeasure("needy", data=lambda data, seed, means: means.aux, aux=True)
+    with pytest.raises(UsageError, match="--suite needy: .*pass --aux"):
+        run(fitting, suite=[needy])
+    assert len(victims) == len(ARMS)
+
+
+def test_means_of_the_adversary(victims, material, run, tmp_path, tiny):
+    aux = tiny(seed=5, source="x")
+    needy = Countermeasure("needy", data=lambda data, seed, means: means.aux, aux=True)
+    with_aux = replace(material(), aux=aux)
+    (row,) = run(with_aux, suite=[needy], arms=("protected",))
+    assert victims[-1]["train"] is aux and row["aux"] == len(aux)
+    (again,) = run(replace(material(), aux=tiny(seed=6)), suite=[needy], arms=("protected",))
+    assert len(victims) == 2, "other auxiliary pictures are another cell"
+    oracle = replace(material(), aux=material().test, oracle=True)
+    assert run(oracle, suite=[needy], arms=("protected",))[0]["aux"] == "oracle"
+    trained = Countermeasure("own", train=lambda train, test, config, **options: CURVES)
+    (row,) = run(material(), suite=[trained], arms=("protected",))
+    assert row["accuracy_final"] == 7.0 and row["separability"] == 99.5

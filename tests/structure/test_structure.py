@@ -19,8 +19,9 @@ from fastue.core import env, opspec
 from fastue.ops import _keyed
 
 ROOT = Path(__file__).parents[2]
-LAYER = {"cli": 5, "commands": 4, "protocol": 3, "data": 1, "models": 1, "ops": 1, "core": 0}
-LAYER |= dict.fromkeys(("methods", "countermeasures", "victims", "certificates"), 2)
+LAYER = {"cli": 6, "commands": 5, "protocol": 4, "countermeasures": 3}
+LAYER |= dict.fromkeys(("methods", "victims", "purifiers", "certificates"), 2)
+LAYER |= {"data": 1, "models": 1, "ops": 1, "core": 0}
 LAYER |= {"distributed": 1}
 ROOMS = sorted(p.parent.name for p in (ROOT / "fastue" / "ops").glob("*/reference.py"))
 
