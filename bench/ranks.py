@@ -3,8 +3,9 @@
 The first pictures of each class of TRAIN are protected by one process and, under torchrun, by two,
 with each noise seed once; victims learn the written pictures with crop and flip and are tested on
 TEST. Each victim is a row of bench/results/ranks.csv; one that is there already is not trained
-again, so a killed run goes on. The table shows the mean of the victims' best epochs, and that of
-each noise seed: how far apart seeds are on one rank is the scale for what ranks change.
+again, so a killed run goes on. The table shows the mean of the victims' best epochs with its
+standard error, and of their last ones; how far apart noise seeds are is the scale for what ranks
+change.
 """
 
 import argparse
@@ -99,25 +100,30 @@ def run(given: argparse.Namespace) -> None:
 
 
 def table() -> str:
-    """Of each noise the mean best epoch of its victims, and of each number of ranks the mean and
-    the standard deviation of its noise seeds."""
-    groups: dict[tuple, dict[str, list[float]]] = {}
+    """Of each number of ranks the victims' mean best and last epoch, and of each noise seed the
+    mean best one."""
+    groups: dict[tuple, list[dict]] = {}
     for row in rows_there():
         name = tuple(row[k] for k in ("pictures", "victim", "mode", "flags", "ranks"))
-        groups.setdefault(name, {}).setdefault(row["noise_seed"], []).append(float(row["best"]))
+        groups.setdefault(name, []).append(row)
     lines = [
-        "| pictures | victim | noise | flags | ranks | mean | each noise seed | +- | victims |",
-        "|---" * 9 + "|",
+        "| pictures | victim | noise | flags | ranks | victims | best epoch | +- | last epoch "
+        "| best epoch, each noise seed |",
+        "|" + "---|" * 10,
     ]
-    for name, seeds in sorted(groups.items()):
-        means = [mean(best) for best in seeds.values()]
+    for name, rows in sorted(groups.items()):
+        seeds: dict[str, list[float]] = {}
+        for row in rows:
+            seeds.setdefault(row["noise_seed"], []).append(float(row["best"]))
+        best = [float(row["best"]) for row in rows]
         cells = (
             *name[:4],
             name[4] if name[2] != "clean" else "",
-            f"**{mean(means):.1f}**",
-            ", ".join(f"{value:.1f}" for value in means) if len(means) > 1 else "",
-            f"{stdev(means):.1f}" if len(means) > 1 else "",
-            str(sum(map(len, seeds.values()))),
+            str(len(rows)),
+            f"**{mean(best):.1f}**",
+            f"{stdev(best) / len(best) ** 0.5:.1f}" if len(best) > 1 else "",
+            f"{mean(float(row['final']) for row in rows):.1f}",
+            ", ".join(f"{mean(values):.1f}" for values in seeds.values()) if len(seeds) > 1 else "",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
