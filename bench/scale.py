@@ -1,9 +1,10 @@
 """What ImageNet-1k takes on H100-class GPUs: `python -m bench.scale`. Computed, not measured: nothing
 here has run on such a machine.
 
-The network's part is its floating-point operations, counted by torch, over the GPU's published peak times `--utilisation`. Bytes to and from the disk are counted from what
-a sweep reads and writes, over `--disk`. Decoding and PNG writing are the rates of one core that
-bench/loaders.py has measured (the last rows of bench/results/loaders.csv), over `--cores`.
+The network's part is its floating-point operations, counted by torch, over the GPU's published peak
+times `--utilisation`. Bytes to and from the disk are counted from what a sweep reads and writes,
+over `--disk`. Decoding and PNG writing are the rates of one core that bench/loaders.py has measured
+(the last rows of bench/results/loaders.csv), times `--cores`.
 """
 
 import argparse
@@ -43,7 +44,11 @@ def core_rates() -> dict[str, float]:
         rows = list(csv.DictReader(file))
     found = {}
     for name, (part, side) in wanted.items():
-        mine = [r for r in rows if r["part"] == part and side in (None, r["side"]) and int(r["size"]) >= 224]
+        mine = [
+            r
+            for r in rows
+            if r["part"] == part and side in (None, r["side"]) and int(r["size"]) >= 224
+        ]
         mine = [r for r in mine if r["workers"] in ("", "0", "1")]
         if not mine:
             raise SystemExit(f"{path} has no rows of {part}: run python -m bench.loaders first")
@@ -51,7 +56,9 @@ def core_rates() -> dict[str, float]:
     return found
 
 
-def hours(mode: str, arch: str, gpus: int, given: argparse.Namespace) -> dict[str, tuple[float, float]]:
+def hours(
+    mode: str, arch: str, gpus: int, given: argparse.Namespace
+) -> dict[str, tuple[float, float]]:
     """Of each resource, for the fewest and the most sweeps a run takes as a rule."""
     config = EMNConfig(mode=mode)
     swept = config.searched(PICTURES, CLASSES)
@@ -61,7 +68,8 @@ def hours(mode: str, arch: str, gpus: int, given: argparse.Namespace) -> dict[st
     # A sweep reads pictures and noise, and writes the noise.
     moved = (swept + trained) * math.prod(SHAPE) + (8 * values * swept if mode == "sample" else 0)
     sweep = {
-        "network": (trained * training + swept * config.steps * noise) / (PEAK * given.utilisation * gpus),
+        "network": (trained * training + swept * config.steps * noise)
+        / (PEAK * given.utilisation * gpus),
         "disk": moved / (given.disk * 1e9),
     }
     rates = core_rates()
@@ -71,7 +79,10 @@ def hours(mode: str, arch: str, gpus: int, given: argparse.Namespace) -> dict[st
         **{name: PICTURES / (rate * given.cores) for name, rate in rates.items()},
     }
     return {
-        name: tuple((sweeps * sweep.get(name, 0) + once.get(name, 0)) / 3600 for sweeps in TYPICAL_SWEEPS[mode])
+        name: tuple(
+            (sweeps * sweep.get(name, 0) + once.get(name, 0)) / 3600
+            for sweeps in TYPICAL_SWEEPS[mode]
+        )
         for name in (*sweep, *rates)
     }
 
@@ -79,7 +90,9 @@ def hours(mode: str, arch: str, gpus: int, given: argparse.Namespace) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--arch", default="torchvision:resnet18")
-    parser.add_argument("--utilisation", type=float, default=0.3, help="of the peak, by the network")
+    parser.add_argument(
+        "--utilisation", type=float, default=0.3, help="of the peak, by the network"
+    )
     parser.add_argument("--disk", type=float, default=5.0, help="GB/s")
     parser.add_argument("--cores", type=int, default=32, help="of the host")
     given = parser.parse_args()
@@ -90,14 +103,22 @@ def main() -> None:
         f"disk {given.disk:g} GB/s, {given.cores} cores\n"
     )
     names = ("network", "disk", "decode JPEG", "write PNG")
-    print("| noise | GPUs | sweeps | " + " | ".join(f"{name}, h" for name in names) + " | what binds |")
+    print(
+        "| noise | GPUs | sweeps | "
+        + " | ".join(f"{name}, h" for name in names)
+        + " | what binds |"
+    )
     print("|---" * (4 + len(names)) + "|")
     for mode in ("class", "sample"):
         for gpus in GPUS:
             found = hours(mode, given.arch, gpus, given)
-            cells = [f"{low:.2f} to {high:.2f}" if low != high else f"{low:.2f}" for low, high in found.values()]
+            cells = [
+                f"{low:.2f} to {high:.2f}" if low != high else f"{low:.2f}"
+                for low, high in found.values()
+            ]
             sweeps = "{} to {}".format(*TYPICAL_SWEEPS[mode])
-            print(f"| {mode}-wise | {gpus} | {sweeps} | {' | '.join(cells)} | {max(found, key=lambda n: found[n][1])} |")
+            binds = max(found, key=lambda name: found[name][1])
+            print(f"| {mode}-wise | {gpus} | {sweeps} | {' | '.join(cells)} | {binds} |")
 
 
 if __name__ == "__main__":
