@@ -39,21 +39,26 @@ def flops(arch: str) -> tuple[float, float]:
 def core_rates() -> dict[str, float]:
     """Pictures of this size a second and core: JPEG decoded, and written as PNG."""
     path = ROOT / "bench" / "results" / "loaders.csv"
-    wanted = {"decode JPEG": ("jpeg", "DataLoader, Pillow"), "write PNG": ("png", None)}
+    wanted = {"decode JPEG": ("jpeg", "DataLoader, Pillow"), "write PNG": ("png", "runs only")}
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     found = {}
     for name, (part, side) in wanted.items():
         mine = [
-            r
-            for r in rows
-            if r["part"] == part and side in (None, r["side"]) and int(r["size"]) >= 224
+            r for r in rows if r["part"] == part and r["side"] == side and int(r["size"]) >= 224
         ]
         mine = [r for r in mine if r["workers"] in ("", "0", "1")]
         if not mine:
             raise SystemExit(f"{path} has no rows of {part}: run python -m bench.loaders first")
         found[name] = float(mine[-1]["median"])
     return found
+
+
+def sweeps_of(config: EMNConfig) -> tuple[int, int]:
+    """The fewest and the most a run takes as a rule."""
+    least = config.least_sweeps(PICTURES)
+    low, high = TYPICAL_SWEEPS[config.mode]
+    return max(low, least), max(high, least)
 
 
 def hours(
@@ -80,8 +85,7 @@ def hours(
     }
     return {
         name: tuple(
-            (sweeps * sweep.get(name, 0) + once.get(name, 0)) / 3600
-            for sweeps in TYPICAL_SWEEPS[mode]
+            (sweeps * sweep.get(name, 0) + once.get(name, 0)) / 3600 for sweeps in sweeps_of(config)
         )
         for name in (*sweep, *rates)
     }
@@ -116,7 +120,7 @@ def main() -> None:
                 f"{low:.2f} to {high:.2f}" if low != high else f"{low:.2f}"
                 for low, high in found.values()
             ]
-            sweeps = "{} to {}".format(*TYPICAL_SWEEPS[mode])
+            sweeps = "{} to {}".format(*sweeps_of(EMNConfig(mode=mode)))
             binds = max(found, key=lambda name: found[name][1])
             print(f"| {mode}-wise | {gpus} | {sweeps} | {' | '.join(cells)} | {binds} |")
 
