@@ -1,16 +1,18 @@
 """The one place that imports ffcv: its loader as batches that keep what fastue promises.
 
 FFCV 1.0.2 gathers and decodes pictures; that part is used as it is. Around it: the order is fastue's
-own, batches are copies, threads end when the loop does, and torch's threads are left alone. Crops
-and flips are not FFCV's, which ignore its seed, but `ops.apply_noise`'s.
+own, batches keep their memory, threads end when the loop does, and torch's threads are left alone.
+Crops and flips are not FFCV's, which ignore its seed, but `ops.apply_noise`'s.
 """
 
 import contextlib
 import functools
 import importlib.util
 import itertools
+import math
 import os
 import queue
+import weakref
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -26,6 +28,7 @@ from fastue.data.dataset import Batch, epoch_order
 from fastue.data.keyed import keyed_generator
 
 _ORDERS = ("sequential", "random", "quasi_random")
+_KEPT = 5  # batches' memory that is kept for more: as much as FFCV's ring
 _MIXED = 1 << 29  # bytes of pages that quasi_random mixes, and at most twice that in memory
 
 
@@ -88,6 +91,11 @@ class FFCVLoader:
             drop_last=False,
             pipelines=pipelines,
         )
+        graph = self._loader.graph
+        memory = graph.allocate_memory(batch, 1)
+        ((picture, one),) = memory["operation"].items()
+        memory["operation"][picture] = _Memory(one.shape[1:])
+        graph.allocate_memory = lambda *_: memory
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -124,16 +132,38 @@ class FFCVLoader:
         try:
             for rows in torch.from_numpy(order).split(self.batch):
                 pixels = torch.from_numpy(_next(epoch, self._table)[..., : self._table.channels])
-                # A copy: FFCV writes the next batches into the same memory.
-                x = torch.empty(pixels.shape, dtype=torch.uint8, device=self.device)
-                x.copy_(pixels)
                 yield Batch(
-                    x.permute(0, 3, 1, 2),
+                    pixels.contiguous().permute(0, 3, 1, 2).to(self.device),
                     self._labels.index_select(0, rows).to(self.device),
                     rows.to(self.device),
                 )
         finally:
             _stop(epoch)
+
+
+class _Memory:
+    """What FFCV decodes batches into, in place of its ring, which later batches overwrite: memory
+    of a batch that nobody holds any more, as new memory costs as much as half the decoding; or new.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+        self._free: list[memoryview] = []
+
+    def __getitem__(self, slot: int) -> np.ndarray:
+        """uint8 of the shape; every batch's tensor refers to it."""
+        try:
+            piece = self._free.pop()
+        except IndexError:
+            piece = np.empty(math.prod(self._shape), np.uint8).data
+        # Not the array that is returned: numpy's views of a view refer to what lies under both.
+        lent = np.frombuffer(piece, np.uint8)
+        weakref.finalize(lent, self._back, piece).atexit = False
+        return lent.reshape(self._shape)
+
+    def _back(self, piece: memoryview) -> None:
+        if len(self._free) < _KEPT:
+            self._free.append(piece)
 
 
 def _next(epoch, table: Table) -> np.ndarray:

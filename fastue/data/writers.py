@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +155,10 @@ def write_npz(
 def encode_png(pixels: np.ndarray) -> bytes:
     """PNG bytes of uint8 pixels [H,W,1] or [H,W,3]."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    # Noise repeats nothing but runs, and the search for more takes most of the time
+    # (`python -m bench.loaders --png`).
+    picture.save(buffer, "PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

@@ -151,6 +151,17 @@ def test_quasi_random_takes_one_page_after_the_other(tmp_path, large, monkeypatc
     assert pages != sorted(pages) and rows[:9] != sorted(rows[:9])
 
 
+def test_memory_that_nobody_holds_is_used_again(tmp_path, large, monkeypatch):
+    write_beton(tmp_path / "large.beton", large)
+    loader = FFCVLoader(tmp_path / "large.beton", 1)
+    made, empty = [], np.empty
+    monkeypatch.setattr(np, "empty", lambda *a, **k: made.append(a[0]) or empty(*a, **k))
+    for loader.epoch in range(2):
+        for _ in loader:
+            pass
+    assert 1 <= made.count(3 * 500 * 600) <= 8
+
+
 def test_gray_pictures_stay_gray(tmp_path, clean):
     gray = replace(clean, images=clean.images[:, :1])
     write_beton(tmp_path / "gray.beton", gray)
