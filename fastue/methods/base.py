@@ -86,6 +86,14 @@ def pixels(text: str) -> float:
     return value
 
 
+def some_of(text: str, names: tuple[str, ...]) -> str:
+    """`a,b`: each of the names that are in it once, in their own order."""
+    found = {name.strip() for name in text.split(",") if name.strip()}
+    if unknown := sorted(found - set(names)):
+        raise UsageError(f"{unknown[0]} is none of {', '.join(names)}")
+    return ",".join(name for name in names if name in found)
+
+
 ABOVE_0 = (lambda value: value > 0, "must be above 0")
 
 
