@@ -169,6 +169,20 @@ class Config:
             and (value is None or value != setting.metadata.get("before"))
         }
 
+    def protected_classes(self, classes: list[str]) -> list[int]:
+        """Which of the classes get noise: those of a method's `identities`, or all. Raises
+        UsageError for a name that is no class.
+        """
+        names = [name.strip() for name in getattr(self, "identities", "").split(",")]
+        if names == [""]:
+            return list(range(len(classes)))
+        if unknown := [name for name in names if name not in classes]:
+            raise UsageError(
+                f"--identities: {unknown[0]!r} is no class; there are {', '.join(classes[:10])}"
+                + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
+            )
+        return sorted({classes.index(name) for name in names})
+
     def on(self, device: torch.device) -> Config:
         """The same with what depends on the device (`auto`) filled in."""
         return self

@@ -106,6 +106,13 @@ class EMNConfig(Config):
         shown="nothing",
         before="",
     )
+    identities: str = flag(
+        "",
+        "protect the pictures of these classes only, separated by commas; the others, which an "
+        "adversary learns beside them, are written as they are",
+        shown="all",
+        before="",
+    )
     crops: bool = flag(False, "search under random crops and flips: slower", before=False)
     max_sweeps: int = flag(100, "give up after this many", parse=whole, check=ABOVE_0)
     # The stop rule is not looked at before; `fastue protect` raises it where its check fails.
@@ -210,10 +217,10 @@ def emn(
     """
     c = config.on(data.device)
     c = replace(c, min_sweeps=min(c.least_sweeps(len(data)), max(c.max_sweeps, c.min_sweeps)))
-    swept = torch.arange(len(data))
-    if (count := c.searched(len(data), data.num_classes)) < len(data):
-        order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(data))
-        swept = torch.from_numpy(order[:count])
+    swept = data.rows_of(c.protected_classes(data.classes))
+    if (count := c.searched(len(swept), data.num_classes)) < len(swept):
+        order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(swept))
+        swept = swept[torch.from_numpy(order[:count])]
     run = Run(data, c, surrogate, swept, **surroundings)
     theta, dtype = run.theta, run.theta.frozen.dtype
     gradient_of = run.timed("network", run.seen(run.shared(theta.gradient)))
@@ -258,7 +265,8 @@ def plan(
 
 
 def check(data: ImageDataset, config: EMNConfig) -> None:
-    """A network of an unknown name fails here."""
+    """A network or an identity of an unknown name fails here."""
+    config.protected_classes(data.classes)
     models.build(config.arch, data.num_classes, data.shape[0])
 
 

@@ -287,7 +287,8 @@ class Run:
                     noise = bank.load(shard, then).to(device)
                 self._window = rows.start, noise
                 self._correct.zero_()
-                part = torch.arange(rows.start, rows.stop, device=device)
+                within = (self.rows >= rows.start) & (self.rows < rows.stop)
+                part = self.rows[within].to(device)
                 batches = self.clock.over("data", dataset.batches(self.data, self.batch, part))
                 for number, (x, y, index) in enumerate(batches, first + rows.start // self.batch):
                     yield x, y, index, number
