@@ -1,6 +1,7 @@
 """Does a setting protect, on every seed? `python -m bench.protection TRAIN TEST --setting
 mode=class,grain=4 --seeds 0-9 --per-class 500 --victims resnet10-w16,cnn,vgg11-w8`. A setting is
-flags of EMN; another method goes before them (`pue:mode=class`).
+flags of EMN (lists with a plus: `survive=gray+jpeg`); another method goes before them
+(`pue:mode=class`).
 
 For each seed: noise for the first `--per-class` pictures of each class, pictures as they would be
 written, and victims trained on them with crop and flip (10 epochs; `resnet10-w16*3` trains three
@@ -83,6 +84,7 @@ AFTER = {
     "none": lambda images: images,
     "grayscale": lambda images: grayscale(images, None, 0).contiguous(),
     "jpeg75": each(jpeg(75)),
+    "jpeg30": each(jpeg(30)),
     "jpeg10": each(jpeg(10)),
     "blur1": each(lambda picture: picture.filter(ImageFilter.GaussianBlur(1))),
     "half-size": each(half_size),
@@ -99,6 +101,7 @@ def protected(setting: str, data: ImageDataset, seed: int) -> tuple:
         return *published_class(data, seed), None, None
     method, _, rest = setting.partition(":") if ":" in setting else ("emn", "", setting)
     values = dict(word.split("=") for word in rest.split(",") if word)
+    values = {name: value.replace("+", ",") for name, value in values.items()}
     config = configure(method, {**values, "seed": seed}).on(data.device)
     start = time.perf_counter()
     result = get(method).make(data, config)

@@ -170,7 +170,14 @@ def _material(
         Budget.of(manifest),
         test if oracle else None if aux is None else _opened(aux, size),
         oracle,
+        _identities(manifest),
     )
+
+
+def _identities(manifest: dict) -> tuple[int, ...]:
+    """The protected classes where not all are."""
+    names = [name for name in manifest["config"].get("identities", "").split(",") if name]
+    return tuple(manifest["classes"].index(name.strip()) for name in names)
 
 
 def _protection_and_versions(manifest: dict) -> dict:

@@ -138,6 +138,12 @@ class ImageDataset:
             self.pages.used(max(x.numel(), len(rows) * _AROUND))
         return x.to(self.device)
 
+    def rows_of(self, classes: Sequence[int]) -> Tensor:
+        """Rows of the pictures of these classes, int64, in order, on the CPU."""
+        wanted = torch.zeros(self.num_classes, dtype=torch.bool)
+        wanted[list(classes)] = True
+        return wanted[self.labels.cpu()].nonzero()[:, 0]
+
     def subset(self, rows: Sequence[int] | Tensor | np.ndarray) -> "ImageDataset":
         """These rows in this order; ids keep naming the same pictures, all classes stay."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.device)

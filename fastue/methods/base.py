@@ -86,6 +86,14 @@ def pixels(text: str) -> float:
     return value
 
 
+def some_of(text: str, names: tuple[str, ...]) -> str:
+    """`a,b`: each of the names that are in it once, in their own order."""
+    found = {name.strip() for name in text.split(",") if name.strip()}
+    if unknown := sorted(found - set(names)):
+        raise UsageError(f"{unknown[0]} is none of {', '.join(names)}")
+    return ",".join(name for name in names if name in found)
+
+
 ABOVE_0 = (lambda value: value > 0, "must be above 0")
 
 
@@ -160,6 +168,20 @@ class Config:
             if setting.metadata.get("recorded", True)
             and (value is None or value != setting.metadata.get("before"))
         }
+
+    def protected_classes(self, classes: list[str]) -> list[int]:
+        """Which of the classes get noise: those of a method's `identities`, or all. Raises
+        UsageError for a name that is no class.
+        """
+        names = [name.strip() for name in getattr(self, "identities", "").split(",")]
+        if names == [""]:
+            return list(range(len(classes)))
+        if unknown := [name for name in names if name not in classes]:
+            raise UsageError(
+                f"--identities: {unknown[0]!r} is no class; there are {', '.join(classes[:10])}"
+                + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
+            )
+        return sorted({classes.index(name) for name in names})
 
     def on(self, device: torch.device) -> Config:
         """The same with what depends on the device (`auto`) filled in."""

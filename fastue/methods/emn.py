@@ -25,6 +25,7 @@ from fastue.methods.base import (
     lazy,
     number,
     pixels,
+    some_of,
     whole,
 )
 from fastue.methods.loop import Run, Surrogate, batch_seconds
@@ -50,6 +51,8 @@ COMPATS = {
     "emn2021": "as the public EMN code: stops after one good sweep, and every negative noise value "
     "becomes 0",
 }
+# What noise can be made to survive: fastue.methods.survive.
+SURVIVE = ("gray", "jpeg", "blur")
 # Squares of so many pixels a side share a noise value. Noise of single pixels is another pattern
 # once a crop has moved it, and some seeds of it protect nothing (docs/EMN.md).
 GRAIN = 4
@@ -95,6 +98,20 @@ class EMNConfig(Config):
         check=ABOVE_0,
         shown=f"{GRAIN}; 1 with --compat",
         before=1,
+    )
+    survive: str = flag(
+        "",
+        "make noise that is there after these, too: some of gray, jpeg, blur. Slower",
+        parse=lambda text: some_of(text, SURVIVE),
+        shown="nothing",
+        before="",
+    )
+    identities: str = flag(
+        "",
+        "protect the pictures of these classes only, separated by commas; the others, which an "
+        "adversary learns beside them, are written as they are",
+        shown="all",
+        before="",
     )
     crops: bool = flag(False, "search under random crops and flips: slower", before=False)
     max_sweeps: int = flag(100, "give up after this many", parse=whole, check=ABOVE_0)
@@ -200,13 +217,13 @@ def emn(
     """
     c = config.on(data.device)
     c = replace(c, min_sweeps=min(c.least_sweeps(len(data)), max(c.max_sweeps, c.min_sweeps)))
-    swept = torch.arange(len(data))
-    if (count := c.searched(len(data), data.num_classes)) < len(data):
-        order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(data))
-        swept = torch.from_numpy(order[:count])
+    swept = data.rows_of(c.protected_classes(data.classes))
+    if (count := c.searched(len(swept), data.num_classes)) < len(swept):
+        order = keyed.keyed_generator(c.seed, "emn-subset").permutation(len(swept))
+        swept = swept[torch.from_numpy(order[:count])]
     run = Run(data, c, surrogate, swept, **surroundings)
     theta, dtype = run.theta, run.theta.frozen.dtype
-    gradient_of = run.timed("network", run.shared(theta.gradient))
+    gradient_of = run.timed("network", run.seen(run.shared(theta.gradient)))
     class_step, linf_step = (run.timed("ops", op) for op in (ops.class_step, ops.linf_step))
 
     while run.goes_on():
@@ -217,7 +234,7 @@ def emn(
             (noise, rows), view = run.noise_of(y, index), run.view("noise", batch, index)
             noisy = run.apply_noise(x, noise, rows, dtype=dtype, channels_last=True, **view)
             for move in range(theta.moves):
-                gradient, right = gradient_of(noisy, y, move, batch)
+                gradient, right = gradient_of(noisy, y, index, move, batch)
                 if run.classwise:
                     class_step(noise, gradient, x, y, step=c.step, eps=c.eps, **view)
                     noisy = run.apply_noise(x, noise, y, out=noisy, **view)
@@ -248,7 +265,8 @@ def plan(
 
 
 def check(data: ImageDataset, config: EMNConfig) -> None:
-    """A network of an unknown name fails here."""
+    """A network or an identity of an unknown name fails here."""
+    config.protected_classes(data.classes)
     models.build(config.arch, data.num_classes, data.shape[0])
 
 

@@ -40,6 +40,7 @@ grain = lazy("fastue.ops._grain")
 keyed = lazy("fastue.data.keyed")
 models = lazy("fastue.models")
 ops = lazy("fastue.ops")
+survive = lazy("fastue.methods.survive")
 training = lazy("fastue.models.training")
 
 # Crops show up to this share of a side as border: 4 pixels of 32, as in the victims' training.
@@ -210,7 +211,11 @@ class Run:
                 **self.view("training", state["trained"], index),
             )
             with self.clock("training"):
-                yield noisy, y, state["trained"]
+                yield (
+                    self._survivors(noisy, index, "training", state["trained"]),
+                    y,
+                    state["trained"],
+                )
             state["trained"] += 1
             done = state["trained"] - state["sweep"] * steps
             self._report("surrogate", done * self.batch, steps * self.batch)
@@ -282,7 +287,8 @@ class Run:
                     noise = bank.load(shard, then).to(device)
                 self._window = rows.start, noise
                 self._correct.zero_()
-                part = torch.arange(rows.start, rows.stop, device=device)
+                within = (self.rows >= rows.start) & (self.rows < rows.stop)
+                part = self.rows[within].to(device)
                 batches = self.clock.over("data", dataset.batches(self.data, self.batch, part))
                 for number, (x, y, index) in enumerate(batches, first + rows.start // self.batch):
                     yield x, y, index, number
@@ -335,6 +341,30 @@ class Run:
             return whole, distributed.total(right.clone())
 
         return call
+
+    def seen(self, gradient: Callable) -> Callable:
+        """The function of (noisy, y, index, move, number) that has the gradient of (noisy, y, move,
+        number) for pictures as the search sees them: see fastue.methods.survive.
+        """
+
+        def call(noisy: Tensor, y: Tensor, index: Tensor, move: int, number: int):
+            if not self.config.survive:
+                return gradient(noisy, y, move, number)
+            return survive.pulled_back(
+                noisy,
+                lambda shown: self._survivors(shown, index, f"noise {move}", number),
+                lambda shown: gradient(shown, y, move, number),
+            )
+
+        return call
+
+    def _survivors(self, noisy: Tensor, index: Tensor, use: str, number: int) -> Tensor:
+        if not self.config.survive:
+            return noisy
+        chosen = self.config.survive.split(",")
+        return survive.transformed(
+            noisy, chosen, index, seed=self.config.seed, use=use, number=number
+        )
 
     def timed(self, name: str, function: Callable) -> Callable:
         """The same function, its time counted under `name`."""

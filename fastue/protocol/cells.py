@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastue.core.errors import DataError, UsageError
 from fastue.countermeasures.base import Countermeasure, Means
@@ -47,7 +48,7 @@ class Cell:
 class Material:
     """The pictures of an attack. Without `originals` only the protected arm can be trained, without
     `aux` only countermeasures that need none. `oracle`: `aux` is the test set itself, as some
-    papers have it.
+    papers have it. `identities`: the classes that were protected, where not all were.
     """
 
     protected: ImageDataset
@@ -56,6 +57,7 @@ class Material:
     budget: Budget
     aux: ImageDataset | None = None
     oracle: bool = False
+    identities: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Material:
         return replace(
@@ -271,5 +273,21 @@ def train_cell(
     }
     if countermeasure.aux:
         row["aux"] = "oracle" if material.oracle else len(material.aux)
+    if material.identities and "right" in curves:
+        row["identities"] = of_identities(
+            curves["right"], material.test.labels, material.identities
+        )
     # What a countermeasure found beside the curves, by name: a linear separability …
     return row | {name: value for name, value in curves.items() if isinstance(value, float)}
+
+
+def of_identities(right: Tensor, labels: Tensor, protected: tuple[int, ...]) -> dict[str, dict]:
+    """Accuracy in percent after the last epoch (`final`) and at the best one (`peak`), on the test
+    pictures of the protected identities and on those of the others. right bool [epochs, N].
+    """
+    mine = torch.isin(labels.cpu(), torch.tensor(protected))
+    found = {}
+    for name, rows in (("protected", mine), ("others", ~mine)):
+        curve = 100 * right[:, rows].float().mean(1)
+        found[name] = {"final": round(float(curve[-1]), 3), "peak": round(float(curve.max()), 3)}
+    return found

@@ -2,12 +2,13 @@
 
 Of a keyed draw of the pictures a tenth is held out: their originals are the clean test. The victim
 learns the others twice, as protected and as they were, with crop and flip. Its best epoch counts:
-an adversary who has some clean pictures stops there.
+an adversary who has some clean pictures stops there. Where only some identities are protected, they
+are among the pictures drawn, and the held-out ones are theirs.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -96,15 +97,20 @@ def check_protection(
     A function of the data, the noise, the config and the number of threads. `before` is what came
     of an earlier check of the same pictures: an equal victim is not trained on the originals again.
     """
-    rows, held = draw(data.labels, config.seed)
+    own_classes = config.protected_classes(data.classes)
+    rows, held = draw(data.labels, config.seed, own_classes)
     victim, seed = _victim(config, len(rows))
     about = CheckResult(victim.arch, seed, victim.epochs, len(rows), len(held), 0.0, 0.0, 0.0)
     if not len(rows):
         return about
-    train, test = _part(data, rows), _part(data, held)
+    train, test = _part(data, rows, rows), _part(data, held, rows)
     own = perturbation.rows(data.labels)[rows.to(data.device)]
     protected = replace(train, images=perturbation.change_pictures(train.images, own))
-    about = replace(about, chance=100 * int(test.labels.bincount().max()) / len(test))
+    if len(own_classes) == data.num_classes:
+        chance = int(test.labels.bincount().max()) / len(test)
+    else:
+        chance = 1 / train.num_classes  # all held-out pictures may be of one identity
+    about = replace(about, chance=100 * chance)
 
     def best(pictures: ImageDataset, name: str) -> float:
         def told(epoch: int, epochs: int, info: dict) -> None:
@@ -119,19 +125,27 @@ def check_protection(
     return replace(about, reached=best(protected, "protected pictures"), clean=clean)
 
 
-def draw(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def draw(
+    labels: Tensor, seed: int, protected: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows held out, int64: of at most CLASSES classes with at least two
-    pictures, and of at most PER_CLASS pictures of each. Both empty where that is no two classes.
+    pictures, and of at most PER_CLASS pictures of each. Where only some classes are `protected`,
+    half of the classes are of them, if there are so many, and only theirs are held out. Both empty
+    where that is no two classes.
     """
     generator, known = keyed_generator(seed, "check-pictures"), labels.cpu().numpy()
     several = np.flatnonzero(np.bincount(known) > 1)
     parts: tuple[list, list] = ([], [])
-    for label in np.sort(generator.permutation(several)[:CLASSES]):
+    several = generator.permutation(several)
+    own = np.isin(several, several if protected is None else list(protected))
+    first = several[own][: CLASSES if own.all() else CLASSES // 2]
+    for label in np.sort(np.concatenate([first, several[~own][: CLASSES - len(first)]])):
         rows = generator.permutation(np.flatnonzero(known == label))[:PER_CLASS]
         cut = max(1, round(HELD_OUT * len(rows)))
         parts[0].append(rows[cut:])
-        parts[1].append(rows[:cut])
-    if len(parts[0]) < 2:
+        if label in first:
+            parts[1].append(rows[:cut])
+    if len(parts[0]) < 2 or not parts[1]:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     train, held = (torch.from_numpy(np.concatenate(part)) for part in parts)
     return train, held
@@ -141,11 +155,12 @@ def seconds(data: ImageDataset, labels: Tensor, config: Config) -> float:
     """How long a check takes, about: `data` has some of the pictures and `labels` are those of all.
     An epoch of a few batches is timed.
     """
-    rows, _ = draw(labels, config.seed)
+    rows, _ = draw(labels, config.seed, config.protected_classes(data.classes))
     if not len(rows):
         return 0.0
     victim, seed = _victim(config, len(rows))
-    few = _part(data, torch.arange(min(len(data), len(rows), 3 * victim.batch)))
+    few = torch.arange(min(len(data), len(rows), 3 * victim.batch))
+    few = _part(data, few, few)
     start = time.perf_counter()
     train_victim(few, few.subset([0]), replace(victim, epochs=1), seed=seed)
     return (time.perf_counter() - start) * 2 * victim.epochs * len(rows) / len(few)
@@ -162,8 +177,8 @@ def _victim(config: Config, pictures: int) -> tuple[VictimConfig, int]:
     return VictimConfig(arch=arch, epochs=epochs, batch=batch, precision=precision), seed
 
 
-def _part(data: ImageDataset, rows: Tensor) -> ImageDataset:
-    """These rows, their classes numbered from 0."""
-    part = data.subset(rows)
-    classes, labels = part.labels.unique(return_inverse=True)
-    return replace(part, labels=labels, classes=[data.classes[k] for k in classes.tolist()])
+def _part(data: ImageDataset, rows: Tensor, learnt: Tensor) -> ImageDataset:
+    """These rows, their classes numbered from 0 among those of the rows `learnt`."""
+    part, known = data.subset(rows), data.labels[learnt.to(data.device)].unique()
+    labels = torch.searchsorted(known, part.labels)
+    return replace(part, labels=labels, classes=[data.classes[k] for k in known.tolist()])

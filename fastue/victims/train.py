@@ -51,7 +51,7 @@ def train_victim(
     seed: int,
     step: Callable[..., Tensor] = train_step,
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
-) -> dict[str, list[float]]:
+) -> dict:
     """The curves of `fit`."""
     return fit(train, test, config, seed=seed, step=step, progress=progress)[1]
 
@@ -64,10 +64,11 @@ def fit(
     seed: int,
     step: Callable[..., Tensor] = train_step,
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
-) -> tuple[nn.Module, dict[str, list[float]]]:
+) -> tuple[nn.Module, dict]:
     """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and
     `accuracy` on the clean `test`, in percent; `picking` and `scoring` are the accuracy on its two
-    halves, for an adversary who stops early (see `halves`).
+    halves, for an adversary who stops early (see `halves`). `right`, bool [epochs, test pictures] in
+    memory, says which ones.
 
     Initial weights, order, augmentation and what `step` draws depend on `seed` alone.
     `train_accuracy` is on the training pictures as they are in `train`, without augmentation, at
@@ -81,7 +82,8 @@ def fit(
     steps = n // batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * steps)
     names = ("loss", "accuracy", "picking", "scoring", "train_accuracy")
-    curves: dict[str, list[float]] = {name: [] for name in names}
+    curves: dict = {name: [] for name in names}
+    rights: list[Tensor] = []
     picking, scoring = (rows.to(test.device) for rows in halves(len(test)))
     with _torch_seeded(seed, train.device):
         for epoch in range(c.epochs):
@@ -95,6 +97,7 @@ def fit(
                 schedule.step()
             curves["loss"].append(round(float(total) / steps, 4))
             right = hits(model, batches(test, TEST_BATCH), precision=c.precision)
+            rights.append(right.bool().cpu())
             curves["accuracy"].append(round(percent(right), 3))
             curves["picking"].append(round(percent(right[picking]), 3))
             curves["scoring"].append(round(percent(right[scoring]), 3))
@@ -102,6 +105,7 @@ def fit(
             progress(epoch + 1, c.epochs, latest)
     right = hits(model, batches(train, TEST_BATCH), precision=c.precision)
     curves["train_accuracy"].append(round(percent(right), 3))
+    curves["right"] = torch.stack(rights)
     return model, curves
 
 

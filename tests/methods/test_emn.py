@@ -9,7 +9,7 @@ from fastue.core.errors import UsageError
 from fastue.data.budget import Budget
 from fastue.methods import loop
 from fastue.methods.base import Checkpointer, Perturbation
-from fastue.methods.emn import EMNConfig, emn
+from fastue.methods.emn import EMNConfig, check, emn
 from fastue.ops import apply_noise, linf_step
 
 SMALL = {"arch": "cnn-w8", "precision": "float32", "batch": 32, "train_steps": 5, "max_sweeps": 12}
@@ -243,3 +243,22 @@ def test_recipes():
     assert fast == EMNConfig(recipe="fast")
     assert fast.steps == 5 and fast.step == pytest.approx(3.2 / 255)
     assert EMNConfig(recipe="fast", steps=7).steps == 7
+
+
+@pytest.mark.parametrize("mode", ["class", "sample"])
+@pytest.mark.parametrize("limit", [float("inf"), 0])
+def test_only_some_identities_get_noise(tiny, mode, limit, tmp_path):
+    data = tiny()
+    names = [data.classes[2], data.classes[0]]
+    config = EMNConfig(
+        arch="cnn-w8", mode=mode, max_sweeps=2, train_steps=2, batch=8, identities=",".join(names)
+    )
+    noise = emn(data, config, checkpoint=Checkpointer(tmp_path, limit=limit))
+    changed = (noise.apply(data.images, data.labels) != data.images).flatten(1).any(1)
+    mine = (data.labels == 0) | (data.labels == 2)
+    if mode == "sample":
+        assert torch.equal(changed, mine)
+    else:  # a class noise may leave single pictures as they are
+        assert not changed[~mine].any() and changed[mine].float().mean() > 0.9
+    with pytest.raises(UsageError, match="--identities: 'nobody' is no class"):
+        check(data, EMNConfig(identities="nobody"))

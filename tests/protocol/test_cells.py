@@ -249,3 +249,12 @@ def test_means_of_the_adversary(victims, material, run, tmp_path, tiny):
     trained = Countermeasure("own", train=lambda train, test, config, **options: CURVES)
     (row,) = run(material(), suite=[trained], arms=("protected",))
     assert row["accuracy_final"] == 7.0 and row["separability"] == 99.5
+
+
+def test_identities_are_told_apart():
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    right = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0]], dtype=torch.bool)
+    assert cells.of_identities(right, labels, (1,)) == {
+        "protected": {"final": 50.0, "peak": 100.0},
+        "others": {"final": 25.0, "peak": 25.0},
+    }
