@@ -18,7 +18,18 @@ from fastue.data.keyed import keyed_generator
 from fastue.models.training import hits, percent, sgd, to_input, train_step
 from fastue.victims.config import VictimConfig
 
-__all__ = ["VictimConfig", "check_pair", "fit", "halves", "stopped", "train_victim"]
+__all__ = [
+    "VictimConfig",
+    "check_pair",
+    "fit",
+    "halves",
+    "new_curves",
+    "score",
+    "stopped",
+    "torch_seeded",
+    "train_epochs",
+    "train_victim",
+]
 
 TEST_BATCH = 500
 
@@ -74,35 +85,62 @@ def fit(
     the last epoch only (a list of one).
     """
     c = config
-    n, batch = len(train), min(c.batch, len(train))
     model = models.build(c.arch, train.num_classes, train.shape[0], seed=seed)
     model = model.to(train.device, memory_format=torch.channels_last)
-    optimizer = sgd(model, c.lr)
-    steps = n // batch
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * steps)
-    names = ("loss", "accuracy", "picking", "scoring", "train_accuracy")
-    curves: dict[str, list[float]] = {name: [] for name in names}
-    picking, scoring = (rows.to(test.device) for rows in halves(len(test)))
-    with _torch_seeded(seed, train.device):
-        for epoch in range(c.epochs):
-            model.train()
-            total = torch.zeros((), device=train.device)  # read once an epoch: reading waits
-            order = epoch_order(n, seed, epoch)[: steps * batch]
-            for x, y, index in batches(train, batch, order):
-                if c.augment:
-                    x = crop_flip(x, index, seed=seed, epoch=epoch, rows=n)
-                total += step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
-                schedule.step()
-            curves["loss"].append(round(float(total) / steps, 4))
-            right = hits(model, batches(test, TEST_BATCH), precision=c.precision)
-            curves["accuracy"].append(round(percent(right), 3))
-            curves["picking"].append(round(percent(right[picking]), 3))
-            curves["scoring"].append(round(percent(right[scoring]), 3))
+    curves = new_curves()
+    with torch_seeded(seed, train.device):
+        for loss in train_epochs(model, train, c, seed=seed, step=step):
+            curves["loss"].append(round(loss, 4))
+            score(curves, hits(model, batches(test, TEST_BATCH), precision=c.precision))
             latest = {"loss": curves["loss"][-1], "accuracy": curves["accuracy"][-1]}
-            progress(epoch + 1, c.epochs, latest)
+            progress(len(curves["loss"]), c.epochs, latest)
     right = hits(model, batches(train, TEST_BATCH), precision=c.precision)
     curves["train_accuracy"].append(round(percent(right), 3))
     return model, curves
+
+
+def train_epochs(
+    model: nn.Module,
+    train: ImageDataset,
+    config: VictimConfig,
+    *,
+    seed: int,
+    step: Callable[..., Tensor] = train_step,
+) -> Iterator[float]:
+    """Train `model` in place by the recipe; the mean training loss after each epoch."""
+    c = config
+    n, batch = len(train), min(c.batch, len(train))
+    optimizer = sgd(model, c.lr)
+    steps = n // batch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * steps)
+    for epoch in range(c.epochs):
+        model.train()
+        total = torch.zeros((), device=train.device)  # read once an epoch: reading waits
+        order = epoch_order(n, seed, epoch)[: steps * batch]
+        for x, y, index in batches(train, batch, order):
+            if c.augment:
+                x = crop_flip(x, index, seed=seed, epoch=epoch, rows=n)
+            total += step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
+            schedule.step()
+        yield float(total) / steps
+
+
+def new_curves() -> dict[str, list[float]]:
+    """The curves of `fit`, empty."""
+    names = ("loss", "accuracy", "picking", "scoring", "train_accuracy")
+    return {name: [] for name in names}
+
+
+def score(curves: dict[str, list[float]], right: Tensor) -> None:
+    """Add to the curves which test pictures were classified right, bool [N]: in all, and in each of
+    the two halves."""
+    picking, scoring = (rows.to(right.device) for rows in halves(len(right)))
+    for name, part in (
+        ("accuracy", right),
+        ("picking", right[picking]),
+        ("scoring", right[scoring]),
+    ):
+        curves[name].append(round(percent(part), 3))
 
 
 def halves(n: int) -> tuple[Tensor, Tensor]:
@@ -120,7 +158,7 @@ def stopped(curves: dict[str, list[float]]) -> tuple[float, int]:
 
 
 @contextlib.contextmanager
-def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout and random training steps draw from torch's global generator: seeded here, and put
     back as it was afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
