@@ -18,10 +18,31 @@ if TYPE_CHECKING:  # the table is read for `fastue attack --help`, which must no
 
 SUMMARIES = {
     "none": "train on the pictures as they are",
+    "adversarial": "adversarial training, PGD L-inf 8/255; adversarial-4: 4/255; adversarial-l2: L2 1.0",
     "grayscale": "colour taken out of the training pictures",
     "jpeg": "training pictures encoded as JPEG of quality 10",
+    "cutout": "a hole of half a side in every training picture",
+    "mixup": "training pictures blended in pairs, and their labels",
+    "cutmix": "boxes of other training pictures pasted in, labels mixed by area",
+    "randaugment": "two random operations on each training picture",
+    "trivialaugment": "one random operation on each training picture",
+    "ueraser": "strong augmentations, the worst of five at first; ueraser-lite: one; ueraser-max: five",
+    "dfr": "the last layer fitted anew to auxiliary pictures",
+    "recovery": "weights moved to fit auxiliary pictures, within L2 balls of several sizes",
+    "simclr": "features learnt without labels, then a linear layer",
 }
-SUITES = {"none": ("none",), "quick": ("none", "grayscale", "jpeg")}
+QUICK = ("none", "grayscale", "jpeg")
+STANDARD = (
+    *QUICK,
+    *("adversarial", "cutout", "mixup", "cutmix", "trivialaugment", "ueraser-lite"),
+)
+VARIANTS = ("adversarial-4", "adversarial-l2", "ueraser-lite", "ueraser-max")
+SUITES = {
+    "none": ("none",),
+    "quick": QUICK,
+    "standard": STANDARD,
+    "full": (*SUMMARIES, *VARIANTS),
+}
 
 
 def load(name: str) -> Countermeasure:

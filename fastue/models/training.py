@@ -3,7 +3,7 @@
 In float32, or under bf16 autocast.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -76,21 +76,22 @@ def train_step(
     precision: str,
     clip: float,
     average: bool = False,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
-    """One cross-entropy step on model input x [B,C,H,W], gradients clipped at norm `clip`.
+    """One step of `loss` (logits, y) on model input x [B,C,H,W], gradients clipped at norm `clip`.
 
     With `average` all ranks make one step, each with its part of the batch (see average_ranks).
     Returns the loss, 0-d.
     """
     with autocast(x.device, precision):
-        loss = F.cross_entropy(model(x), y)
+        value = loss(model(x), y)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    value.backward()
     if average:
         average_ranks(model)
     nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
-    return loss.detach()
+    return value.detach()
 
 
 def average_ranks(model: nn.Module) -> None:

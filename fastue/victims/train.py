@@ -18,7 +18,18 @@ from fastue.data.keyed import keyed_generator
 from fastue.models.training import hits, percent, sgd, to_input, train_step
 from fastue.victims.config import VictimConfig
 
-__all__ = ["VictimConfig", "check_pair", "fit", "halves", "stopped", "train_victim"]
+__all__ = [
+    "VictimConfig",
+    "check_pair",
+    "fit",
+    "halves",
+    "new_curves",
+    "score",
+    "stopped",
+    "torch_seeded",
+    "train_epochs",
+    "train_victim",
+]
 
 TEST_BATCH = 500
 
@@ -51,7 +62,7 @@ def train_victim(
     seed: int,
     step: Callable[..., Tensor] = train_step,
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
-) -> dict:
+) -> dict[str, list[float]]:
     """The curves of `fit`."""
     return fit(train, test, config, seed=seed, step=step, progress=progress)[1]
 
@@ -64,49 +75,74 @@ def fit(
     seed: int,
     step: Callable[..., Tensor] = train_step,
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
-) -> tuple[nn.Module, dict]:
+) -> tuple[nn.Module, dict[str, list[float]]]:
     """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and
     `accuracy` on the clean `test`, in percent; `picking` and `scoring` are the accuracy on its two
-    halves, for an adversary who stops early (see `halves`). `right`, bool [epochs, test pictures] in
-    memory, says which ones.
+    halves, for an adversary who stops early (see `halves`). `right` are bool tensors: which test
+    pictures.
 
     Initial weights, order, augmentation and what `step` draws depend on `seed` alone.
     `train_accuracy` is on the training pictures as they are in `train`, without augmentation, at
     the last epoch only (a list of one).
     """
     c = config
-    n, batch = len(train), min(c.batch, len(train))
     model = models.build(c.arch, train.num_classes, train.shape[0], seed=seed)
     model = model.to(train.device, memory_format=torch.channels_last)
+    curves = new_curves()
+    with torch_seeded(seed, train.device):
+        for loss in train_epochs(model, train, c, seed=seed, step=step):
+            curves["loss"].append(round(loss, 4))
+            score(curves, hits(model, batches(test, TEST_BATCH), precision=c.precision))
+            latest = {"loss": curves["loss"][-1], "accuracy": curves["accuracy"][-1]}
+            progress(len(curves["loss"]), c.epochs, latest)
+    right = hits(model, batches(train, TEST_BATCH), precision=c.precision)
+    curves["train_accuracy"].append(round(percent(right), 3))
+    return model, curves
+
+
+def train_epochs(
+    model: nn.Module,
+    train: ImageDataset,
+    config: VictimConfig,
+    *,
+    seed: int,
+    step: Callable[..., Tensor] = train_step,
+) -> Iterator[float]:
+    """Train `model` in place by the recipe; the mean training loss after each epoch."""
+    c = config
+    n, batch = len(train), min(c.batch, len(train))
     optimizer = sgd(model, c.lr)
     steps = n // batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, c.epochs * steps)
+    for epoch in range(c.epochs):
+        model.train()
+        total = torch.zeros((), device=train.device)  # read once an epoch: reading waits
+        order = epoch_order(n, seed, epoch)[: steps * batch]
+        for x, y, index in batches(train, batch, order):
+            if c.augment:
+                x = crop_flip(x, index, seed=seed, epoch=epoch, rows=n)
+            total += step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
+            schedule.step()
+        yield float(total) / steps
+
+
+def new_curves() -> dict[str, list[float]]:
+    """The curves of `fit`, empty."""
     names = ("loss", "accuracy", "picking", "scoring", "train_accuracy")
-    curves: dict = {name: [] for name in names}
-    rights: list[Tensor] = []
-    picking, scoring = (rows.to(test.device) for rows in halves(len(test)))
-    with _torch_seeded(seed, train.device):
-        for epoch in range(c.epochs):
-            model.train()
-            total = torch.zeros((), device=train.device)  # read once an epoch: reading waits
-            order = epoch_order(n, seed, epoch)[: steps * batch]
-            for x, y, index in batches(train, batch, order):
-                if c.augment:
-                    x = crop_flip(x, index, seed=seed, epoch=epoch, rows=n)
-                total += step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
-                schedule.step()
-            curves["loss"].append(round(float(total) / steps, 4))
-            right = hits(model, batches(test, TEST_BATCH), precision=c.precision)
-            rights.append(right.bool().cpu())
-            curves["accuracy"].append(round(percent(right), 3))
-            curves["picking"].append(round(percent(right[picking]), 3))
-            curves["scoring"].append(round(percent(right[scoring]), 3))
-            latest = {"loss": curves["loss"][-1], "accuracy": curves["accuracy"][-1]}
-            progress(epoch + 1, c.epochs, latest)
-    right = hits(model, batches(train, TEST_BATCH), precision=c.precision)
-    curves["train_accuracy"].append(round(percent(right), 3))
-    curves["right"] = torch.stack(rights)
-    return model, curves
+    return {name: [] for name in names}
+
+
+def score(curves: dict, right: Tensor) -> None:
+    """Add to the curves which test pictures were classified right, bool [N]: in all, in each of the
+    two halves, and, in memory, one by one (`right`)."""
+    curves.setdefault("right", []).append(right.bool().cpu())
+    picking, scoring = (rows.to(right.device) for rows in halves(len(right)))
+    for name, part in (
+        ("accuracy", right),
+        ("picking", right[picking]),
+        ("scoring", right[scoring]),
+    ):
+        curves[name].append(round(percent(part), 3))
 
 
 def halves(n: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +160,7 @@ def stopped(curves: dict[str, list[float]]) -> tuple[float, int]:
 
 
 @contextlib.contextmanager
-def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout and random training steps draw from torch's global generator: seeded here, and put
     back as it was afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
