@@ -20,6 +20,9 @@ SUMMARIES = {
     "none": "train on the pictures as they are",
     "grayscale": "colour taken out of the training pictures",
     "jpeg": "training pictures encoded as JPEG of quality 10",
+    "bit-depth": "two bits a channel kept",
+    "blur": "Gaussian blur, kernel 3, sigma 1",
+    "resize": "halved and enlarged again",
 }
 SUITES = {"none": ("none",), "quick": ("none", "grayscale", "jpeg")}
 

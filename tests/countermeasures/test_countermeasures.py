@@ -1,9 +1,11 @@
 """Every countermeasure of the table, by the same rules; what each does is checked against Pillow."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from fastue.core.errors import DataError, UsageError
@@ -79,6 +81,96 @@ def test_jpeg_keeps_the_picture_and_loses_fine_noise(tiny):
     assert left.std() < 0.4 * 8 and left.mean().abs() < 3
 
 
+def test_jpeg_of_a_quality_is_pillows(tiny):
+    data = tiny()
+    for quality in (1, 30, 95):
+        result = load(f"jpeg-{quality}").training_set(data, seed=0).images
+        for picture, found in zip(data.images[::24], result[::24], strict=True):
+            file = io.BytesIO()
+            options = {"quality": quality, "subsampling": 2}  # 2: 4:2:0
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", **options)
+            assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(file)))
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_bit_depth_is_pillows(tiny, bits):
+    data = tiny()
+    result = load(f"bit-depth-{bits}").training_set(data, seed=0).images
+    for picture, found in zip(data.images, result, strict=True):
+        pillow = ImageOps.posterize(Image.fromarray(picture.permute(1, 2, 0).numpy()), bits)
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(pillow))
+    assert torch.equal(load("bit-depth").pictures(data.images, None, 0), data.images & 0xC0)
+
+
+def test_blur_has_the_weights_of_a_gaussian():
+    """One bright pixel becomes the kernel: exp(-r^2 / 2 sigma^2) over three, outer product."""
+    for name, sigma in (("blur", 1.0), ("blur-0.5", 0.5)):
+        dot = torch.zeros(1, 1, 7, 7, dtype=torch.uint8)
+        dot[0, 0, 3, 3] = 255
+        line = np.exp(-(np.array([-1.0, 0, 1]) ** 2) / (2 * sigma**2))
+        line /= line.sum()
+        found = load(name).pictures(dot, None, 0)[0, 0].numpy()
+        assert np.array_equal(found[2:5, 2:5], np.rint(255 * np.outer(line, line)))
+        assert not found[:2].any() and not found[5:].any() and not found[:, :2].any()
+
+
+def test_blur_mirrors_edges_and_keeps_even_areas():
+    even = torch.full((2, 3, 5, 6), 201, dtype=torch.uint8)
+    assert torch.equal(load("blur-10").pictures(even, None, 0), even)
+    stripe = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    stripe[..., 1] = 100  # seen twice from column 0: itself and its mirror image
+    side = np.exp(-0.5) / (1 + 2 * np.exp(-0.5))
+    columns = np.rint([200 * side, 100 * (1 - 2 * side), 100 * side, 0])
+    assert np.array_equal(load("blur").pictures(stripe, None, 0)[0, 0].numpy(), [columns] * 4)
+
+
+def test_the_blur_of_the_literature_is_none(tiny):
+    data = tiny()
+    assert torch.equal(load("blur-0.1").training_set(data, seed=0).images, data.images)
+
+
+@pytest.mark.parametrize(
+    ("name", "small"), [("resize", (6, 6)), ("resize-0.25", (3, 3)), ("resize-0.9", (11, 11))]
+)
+def test_resize_is_pillows_round_trip(tiny, name, small):
+    """To two levels of 130: Pillow rounds between rows and columns too, and halves upwards."""
+    data = tiny()
+    result = load(name).training_set(data, seed=0).images
+    for picture, found in zip(data.images, result, strict=True):
+        pillow = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        for size in (small, (12, 12)):
+            pillow = pillow.resize(size, Image.Resampling.BILINEAR)
+        difference = found.permute(1, 2, 0).numpy().astype(int) - np.asarray(pillow).astype(int)
+        assert abs(difference).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("family", "low", "middle", "high", "beyond"),
+    [
+        ("jpeg", "1", "30", "95", ("0", "96", "30.5", "good")),
+        ("bit-depth", "1", "4", "7", ("0", "8", "2.5", "few")),
+        ("blur", "0.1", "2.5", "10", ("0", "0.05", "11", "nan", "much")),
+        ("resize", "0.1", "0.75", "0.9", ("0", "1", "2", "nan", "much")),
+    ],
+)
+def test_strengths(family, low, middle, high, beyond):
+    for strength in (low, middle, high):
+        assert load(f"{family}-{strength}").name == f"{family}-{strength}"
+        assert len(suite(f"{family}-{strength},{family}-{strength}")) == 1
+    for strength in beyond:
+        with pytest.raises(UsageError, match=f"--suite {family}-{strength}: {strength} is no"):
+            load(f"{family}-{strength}")
+
+
+def test_the_usual_strength_has_no_other_name():
+    for usual in ("jpeg-10", "bit-depth-2", "blur-1.0", "resize-0.5"):
+        assert [c.name for c in suite(f"{usual.rpartition('-')[0]},{usual}")] == [
+            usual.rpartition("-")[0]
+        ]
+    with pytest.raises(UsageError, match="grayscale has no strength to choose"):
+        load("grayscale-2")
+
+
 def test_suites_are_names_of_the_table():
     for name, members in SUITES.items():
         assert [c.name for c in suite(name)] == list(members)
@@ -89,7 +181,7 @@ def test_suites_are_names_of_the_table():
 
 @pytest.mark.parametrize("spec", ["everything", "none,everything", ["none", "everything"]])
 def test_an_unknown_name_comes_with_the_list(spec):
-    with pytest.raises(UsageError, match="--suite everything.*quick.*grayscale, jpeg"):
+    with pytest.raises(UsageError, match="--suite everything.*quick.*grayscale, jpeg, bit-depth"):
         suite(spec)
 
 
