@@ -23,6 +23,8 @@ SUMMARIES = {
     "bit-depth": "two bits a channel kept",
     "blur": "Gaussian blur, kernel 3, sigma 1",
     "resize": "halved and enlarged again",
+    "orthogonal-projection": "what a linear model sees of the classes is taken out",
+    "dilution": "as many clean pictures (--aux) as 10 % of the set added",
 }
 SUITES = {"none": ("none",), "quick": ("none", "grayscale", "jpeg")}
 
