@@ -26,7 +26,10 @@ SUMMARIES = {
     "orthogonal-projection": "what a linear model sees of the classes is taken out",
     "dilution": "as many clean pictures (--aux) as 10 % of the set added",
 }
-SUITES = {"none": ("none",), "quick": ("none", "grayscale", "jpeg")}
+SUITES = {
+    "none": ("none",),
+    "quick": ("none", "grayscale", "jpeg", "bit-depth", "blur", "orthogonal-projection"),
+}
 
 
 def load(name: str) -> Countermeasure:
