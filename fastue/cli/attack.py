@@ -42,7 +42,8 @@ def add_arguments(parser) -> None:
     add(
         "--arms",
         type=names,
-        help="some of clean,protected,random-sample,random-class (default: all)",
+        help="some of clean,protected,random-sample,random-class (default: these four), "
+        "protected-25,protected-50,protected-75: that percentage protected, the rest clean",
     )
     add("--epochs", type=positive, default=default["epochs"], help="training epochs of a victim")
     add("--batch", type=positive, default=default["batch"], help="training batch")
@@ -61,7 +62,8 @@ def add_arguments(parser) -> None:
 def _suite_help() -> str:
     suites = "; ".join(f"{name} = {','.join(SUITES[name])}" for name in SUITES if name != "none")
     meanings = "; ".join(f"{name}: {summary}" for name, summary in SUMMARIES.items())
-    return f"countermeasures, separated by commas. {meanings}. {suites}"
+    text = f"countermeasures, separated by commas. {meanings}. jpeg-30, dilution-25: another strength. {suites}"
+    return text.replace("%", "%%")  # argparse fills in what stands behind a single one
 
 
 def run(args) -> int:
@@ -72,7 +74,7 @@ def run(args) -> int:
 
         progress.close()
         print(
-            f"{row['countermeasure']:<10} {row['arch']:<16} {row['arm']:<14} "
+            f"{row['countermeasure']:<21} {row['arch']:<16} {row['arm']:<14} "
             f"seed {row['seed']}: {row['accuracy_final']:5.1f} % final, "
             f"{accuracy_stopped(row):5.1f} % at its best epoch ({row['seconds']:.0f} s)",
             file=sys.stderr,

@@ -70,7 +70,9 @@ def attack(
                pictures and settings are not trained again (default: directory/attack)
     suite      countermeasures: none, quick, names, or a list that may hold your own Countermeasure
     arch       one victim network or several
-    arms       some of clean, protected, random-sample, random-class (default: all)
+    arms       some of clean, protected, random-sample, random-class (default: these four);
+               protected-25, protected-50 and protected-75 have that percentage protected and the
+               rest clean
     seeds      one victim a seed
     labels     a CSV table `file,class` where `clean` is a folder without class folders; those of
                `source` are in the manifest

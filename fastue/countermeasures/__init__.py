@@ -21,17 +21,22 @@ SUMMARIES = {
     "adversarial": "adversarial training, PGD L-inf 8/255; adversarial-4: 4/255; adversarial-l2: L2 1.0",
     "grayscale": "colour taken out of the training pictures",
     "jpeg": "training pictures encoded as JPEG of quality 10",
+    "bit-depth": "two bits a channel kept",
+    "blur": "Gaussian blur, kernel 3, sigma 1",
+    "resize": "halved and enlarged again",
     "cutout": "a hole of half a side in every training picture",
     "mixup": "training pictures blended in pairs, and their labels",
     "cutmix": "boxes of other training pictures pasted in, labels mixed by area",
     "randaugment": "two random operations on each training picture",
     "trivialaugment": "one random operation on each training picture",
     "ueraser": "strong augmentations, the worst of five at first; ueraser-lite: one; ueraser-max: five",
+    "orthogonal-projection": "what a linear model sees of the classes is taken out",
     "dfr": "the last layer fitted anew to auxiliary pictures",
     "recovery": "weights moved to fit auxiliary pictures, within L2 balls of several sizes",
+    "dilution": "as many clean pictures (--aux) as 10 % of the set added",
     "simclr": "features learnt without labels, then a linear layer",
 }
-QUICK = ("none", "grayscale", "jpeg")
+QUICK = ("none", "grayscale", "jpeg", "bit-depth", "blur", "orthogonal-projection")
 STANDARD = (
     *QUICK,
     *("adversarial", "cutout", "mixup", "cutmix", "trivialaugment", "ueraser-lite"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastue.core.errors import DataError
+from fastue.core.errors import DataError, UsageError
 from fastue.data.dataset import ImageDataset
 from fastue.models.training import train_step
 
@@ -80,3 +80,17 @@ class Countermeasure:
                 f" they must be torch.uint8 {list(data.images.shape)}, like those it is given"
             )
         return replace(data, images=images.to(data.device))
+
+
+def number(strength: str, low: float, high: float) -> int | float:
+    """What stands behind the name of a countermeasure (the 30 of jpeg-30): a whole number where
+    `low` is one. Raises UsageError where it is none, or outside of low to high."""
+    whole = isinstance(low, int)
+    try:
+        value = int(strength) if whole else float(strength)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        kind = "whole number" if whole else "number"
+        raise UsageError(f"{strength} is no {kind} from {low} to {high}")
+    return value

@@ -26,7 +26,7 @@ from fastue.data.atomic import atomic_write_json, make_folder
 from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset, batches
 from fastue.methods.base import duration
-from fastue.protocol.arms import ARMS, arm_pictures, budget_key
+from fastue.protocol.arms import ARMS, PARTLY, arm_pictures, budget_key
 from fastue.victims.train import VictimConfig, check_pair, stopped, train_victim
 
 
@@ -70,8 +70,9 @@ class Material:
 
     def check(self, arms: tuple[str, ...]) -> None:
         """Raises UsageError for an unknown arm, DataError for sets that do not fit together."""
-        if unknown := set(arms) - set(ARMS):
-            raise UsageError(f"--arms {','.join(sorted(unknown))}: use some of {', '.join(ARMS)}")
+        if unknown := set(arms) - {*ARMS, *PARTLY}:
+            known = ", ".join((*ARMS, *PARTLY))
+            raise UsageError(f"--arms {','.join(sorted(unknown))}: use some of {known}")
         if self.originals is None and set(arms) != {"protected"}:
             raise UsageError("--arms: the controls need the clean originals; pass --source")
         for data in filter(None, (self.protected, self.originals, self.aux)):
@@ -109,6 +110,7 @@ class RowKeys:
     def key(self, cell: Cell, victim: VictimConfig, countermeasure: Countermeasure) -> str:
         source = "protected" if cell.arm == "protected" else "originals"
         inputs = [self.train[source], self.test]
+        inputs += [self.train["protected"]] if cell.arm in PARTLY else []
         inputs += self.budget if cell.arm.startswith("random") else []
         inputs += [self.train["aux"]] if countermeasure.aux else []
         identity = {**asdict(cell), **asdict(victim), "inputs": inputs}

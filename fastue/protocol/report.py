@@ -15,6 +15,9 @@ from fastue.protocol.verdict import verdict
 ARM_COLOURS = {
     "clean": "#2a9d3a",
     "protected": "#c1121f",
+    "protected-75": "#e85d04",
+    "protected-50": "#f48c06",
+    "protected-25": "#d4a017",
     "random-sample": "#6c757d",
     "random-class": "#1d6fa5",
 }
@@ -38,13 +41,14 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12.5px }
 def text_table(rows: list[dict]) -> str:
     """The summary for a terminal: clean-test accuracy in percent, the setting that is the worst
     case for the owner first, with its controls."""
+    width = max([15, *(len(row["countermeasure"]) for row in rows)])
     table = [
-        f"{'countermeasure':<15} {'victim':<16} {'trained on':<14} "
+        f"{'countermeasure':<{width}} {'victim':<16} {'trained on':<14} "
         f"{'final %':>15} {'stopped %':>9} {'oracle %':>8} seeds"
     ]
     for line in _lines(rows):
         table.append(
-            f"{line['countermeasure']:<15} {line['arch']:<16} {line['arm']:<14} "
+            f"{line['countermeasure']:<{width}} {line['arch']:<16} {line['arm']:<14} "
             f"{_mean_and_spread(line, '+-', 4):>15} {line['stopped_max']:9.1f} "
             f"{line['peak_max']:8.1f} {line['seeds']:5d}"
         )

@@ -2,8 +2,10 @@
 
 import statistics
 
+from fastue.protocol.arms import PARTLY
+
 # Beside each other in a table: what the protection left, then what it is compared with.
-ARM_ORDER = ("protected", "clean", "random-sample", "random-class")
+ARM_ORDER = ("protected", *reversed(PARTLY), "clean", "random-sample", "random-class")
 
 
 def summarise(rows: list[dict]) -> list[dict]:

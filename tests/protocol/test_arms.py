@@ -8,7 +8,7 @@ import torch
 
 from fastue.data.budget import Budget
 from fastue.data.controls import random_noise
-from fastue.protocol.arms import ARMS, arm_pictures
+from fastue.protocol.arms import ARMS, CONTROLS, PARTLY, arm_pictures
 
 SHAPE = (3, 12, 12)
 
@@ -66,3 +66,27 @@ def test_controls_respect_the_norm_of_the_budget(tiny):
         change = arm_pictures(arm, 0, clean, clean, budget).images.float() - clean.images.float()
         lengths = change.flatten(1).norm(dim=1)
         assert lengths.min() > 100 and lengths.max() <= 127.5
+
+
+def test_partly_protected_sets_are_nested_and_drawn_by_seed(tiny):
+    originals, protected = tiny(), tiny(seed=9)
+    before = originals.images.clone()
+
+    def rows(arm, seed):
+        data = arm_pictures(arm, seed, protected, originals, Budget(8 / 255))
+        assert (data.ids, data.classes) == (originals.ids, originals.classes)
+        assert torch.equal(data.labels, originals.labels)
+        is_protected = (data.images == protected.images).flatten(1).all(1)
+        is_clean = (data.images == originals.images).flatten(1).all(1)
+        assert torch.equal(is_protected, ~is_clean)
+        return set(is_protected.nonzero().flatten().tolist())
+
+    quarter, half, most = (rows(arm, 0) for arm in PARTLY)
+    assert [len(found) for found in (quarter, half, most)] == [24, 48, 72]
+    assert quarter < half < most
+    assert rows("protected-25", 1) != quarter == rows("protected-25", 0)
+    assert torch.equal(originals.images, before), "it wrote into the originals"
+
+
+def test_the_usual_arms_are_four():
+    assert len(ARMS) == 4 and not set(PARTLY) & set(ARMS) and set(CONTROLS) < set(ARMS)

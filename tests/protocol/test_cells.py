@@ -132,6 +132,23 @@ def test_a_changed_setting_is_not_mixed_with_old_rows(victims, material, run):
     assert len(victims) == 14
 
 
+def test_a_partly_protected_set_is_a_function_of_both_sets(victims, material, run, tiny):
+    arms = ("protected-50",)
+    run(material(), arms=arms)
+    run(material(), arms=arms)
+    assert len(victims) == 1
+    run(material(seed=8), arms=arms)
+    assert len(victims) == 2, "another protection"
+    run(replace(material(), originals=tiny(seed=3)), arms=arms)
+    assert len(victims) == 3, "other originals"
+    run(material(budget=Budget(4 / 255)), arms=arms)
+    assert len(victims) == 3, "the budget of the same files is no setting"
+    with pytest.raises(UsageError, match="--arms protected-30: use some of .*protected-25"):
+        run(material(), arms=("protected", "protected-30"))
+    with pytest.raises(UsageError, match="pass --source"):
+        run(replace(material(), originals=None), arms=arms)
+
+
 def test_a_countermeasure_reaches_every_arm(victims, material, run):
     pictures = material()
     rows = run(pictures, suite=["none", Countermeasure("halved", halved)])

@@ -7,7 +7,9 @@ import torch
 
 from fastue.core.errors import UsageError
 from fastue.data.preview import preview_grid
-from fastue.protocol.report import text_table, write_report
+from fastue.protocol.arms import ARMS, PARTLY
+from fastue.protocol.report import ARM_COLOURS, text_table, write_report
+from fastue.protocol.summary import ARM_ORDER
 
 
 def test_text_table_shows_each_setting_with_its_controls(row):
@@ -26,6 +28,14 @@ def test_text_table_shows_each_setting_with_its_controls(row):
         ["none", "cnn", "protected", "13.0"],
         ["none", "cnn", "clean", "90.0"],
     ]
+
+
+def test_every_arm_has_a_curve_and_long_names_do_not_shift_columns(row):
+    assert set(ARM_COLOURS) == {*ARMS, *PARTLY} == set(ARM_ORDER)
+    rows = [
+        row("protected", 12.0, countermeasure=name) for name in ("none", "a-name-of-23-characters")
+    ]
+    assert len({line.index(" cnn") for line in text_table(rows).splitlines()[1:]}) == 1
 
 
 def test_report_is_one_file_without_links(row, tmp_path):

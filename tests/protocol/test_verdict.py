@@ -45,6 +45,16 @@ def test_verdict_of_one_setting(rows, row):
     assert verdict([row("clean", 12.0)], 10) == "No victim was trained on the protected pictures."
 
 
+def test_the_verdict_is_of_the_whole_set(rows, row):
+    """An owner who protects half of the pictures is told so in the table, not in the verdict."""
+    partly = [row(f"protected-{share}", 89.0) for share in (25, 75)]
+    assert verdict([*partly, *rows], 10) == verdict(rows, 10)
+    order = ["protected", "protected-75", "protected-25", "clean", "random-class"]
+    assert list(settings([*partly, *rows])["none", "cnn"]) == order
+    text = verdict([row("clean", 90.0), *partly], 10)
+    assert text == "No victim was trained on the protected pictures."
+
+
 def test_the_worst_architecture_is_named(rows, row):
     vgg11 = [row("protected", 55.0, arch="vgg11"), row("clean", 80.0, arch="vgg11")]
     text = verdict([*rows, *vgg11], 10)
