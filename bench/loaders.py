@@ -381,7 +381,9 @@ def plot(rows: list[dict]) -> Path | None:
         names = [f"{row['side']}, {row['order']}, {row['workers']}" for row in mine]
         axis.set_yticks(range(len(mine)), names, fontsize=8)
         axis.invert_yaxis()
-        axis.margins(x=0.2)
+        axis.margins(x=0.3)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.locator_params(axis="x", nbins=4)
         size, count = SETS[part]
         axis.set_title(f"{count:,} pictures of {size} x {size}, {part}", fontsize=10)
         axis.set_xlabel("pictures/s (median)")

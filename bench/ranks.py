@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -30,7 +29,7 @@ from fastue.victims.train import VictimConfig, train_victim
 RESULTS = Path(__file__).parent / "results" / "ranks.csv"
 CELL = ("pictures", "mode", "flags", "ranks", "noise_seed", "victim", "epochs", "victim_seed")
 FIELDS = (
-    *CELL, "best", "final", "sweeps", "protect_s", "victim_s", "device", "threads", "torch", "fastue", "commit",
+    *CELL, "best", "final", "sweeps", "device", "threads", "torch", "fastue", "commit",
     "time",
 )  # fmt: skip
 
@@ -45,16 +44,13 @@ def first_pictures(train: Path, work: Path, per_class: int) -> Path:
     return made
 
 
-def protected(source: Path, out: Path, ranks: int, flags: list[str]) -> tuple[ImageDataset, str]:
-    """What `ranks` processes of a thread each write to `out`, and the seconds it took; none where
-    it was there already."""
-    there = (out / "manifest.json").exists()
+def protected(source: Path, out: Path, ranks: int, flags: list[str]) -> ImageDataset:
+    """What `ranks` processes of a thread each write to `out`."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "fastue", "protect"]
     command += [str(source), "--out", str(out), "--no-check", *flags]
-    start = time.perf_counter()
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return open_protected(out), "" if there else f"{time.perf_counter() - start:.0f}"
+    return open_protected(out)
 
 
 def rows_there() -> list[dict]:
@@ -71,13 +67,13 @@ def run(given: argparse.Namespace) -> None:
     arms += [(given.mode, ranks, seed) for seed in range(given.noise_seeds) for ranks in (1, 2)]
     config = VictimConfig(arch=given.victim, epochs=given.epochs)
     for mode, ranks, noise_seed in arms:
-        pictures, seconds, sweeps, flags = clean, "", "", given.flags if ranks else ""
+        pictures, sweeps, flags = clean, "", given.flags if ranks else ""
         if ranks:
             out = given.work / "-".join(
                 [mode, str(len(clean)), *flags.split(), f"{ranks}-{noise_seed}"]
             )
             typed = ["--mode", mode, "--seed", f"{noise_seed}", *flags.split()]
-            pictures, seconds = protected(source, out, ranks, typed)
+            pictures = protected(source, out, ranks, typed)
             sweeps = len(NoiseStore.open(out, shards=False).manifest["history"])
         for victim_seed in range(given.victim_seeds if ranks else 2 * given.victim_seeds):
             cell = dict(
@@ -87,11 +83,9 @@ def run(given: argparse.Namespace) -> None:
             key = [str(value) for value in cell.values()]
             if any(key == [row[name] for name in CELL] for row in rows_there()):
                 continue
-            start = time.perf_counter()
             accuracy = train_victim(pictures, test, config, seed=1000 + victim_seed)["accuracy"]
             row = dict(
                 **cell, best=f"{max(accuracy):.1f}", final=f"{accuracy[-1]:.1f}", sweeps=sweeps,
-                protect_s=seconds, victim_s=f"{time.perf_counter() - start:.0f}",
                 **facts(torch.device("cpu")),
             )  # fmt: skip
             row = {name: row[name] for name in FIELDS}

@@ -12,7 +12,7 @@ Made by `python -m bench.report` from the rows in `bench/results/`; do not edit.
 which all sides took turns on the same inputs, after each had passed the op's cases. `chain` is what
 people run today in eager PyTorch (`bench/chains.py`), `copy` is torch's own `copy_` of 256 MiB,
 bytes read plus bytes written. Compare ratios within a run, not milliseconds between machines. Of
-several runs of the same thing the newest is shown.
+several runs of the same thing the newest is shown. Loaders, memory and many pictures: docs/SCALE.md.
 
 """
 NO_GPU = """## GPU
@@ -61,7 +61,8 @@ def table(rows: list[dict], columns: tuple[str, ...]) -> str:
 
 def main() -> None:
     text, gpu = HEAD, False
-    for path in sorted(RESULTS.glob("*.csv")):
+    elsewhere = {RESULTS / f"{name}.csv" for name in ("fullsize", "loaders", "streaming")}
+    for path in sorted(set(RESULTS.glob("*.csv")) - elsewhere - {protection.RESULTS}):  # no speeds
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         if not rows or "triton" not in rows[0]:  # accuracies and memory: other pages

@@ -367,7 +367,9 @@ class Checkpointer:
         if self.folder is None:
             return None
         distributed.barrier()  # rank 0 may still be writing
-        return checkpoint.load(self.folder)
+        saved = checkpoint.load(self.folder)
+        distributed.barrier()  # a rank behind still removes what a kill left: no new files yet
+        return saved
 
     def tick(self, snapshot: Callable[[], tuple[dict[str, Tensor], dict]]) -> None:
         if time.monotonic() - self._last >= self.seconds:

@@ -40,7 +40,7 @@ def until_done(command: list[str], out: Path, kills: int, seed: int, latest: flo
             for pid in [draw.choice(family[1:])] if one else family:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            run.communicate(timeout=120)
+            run.communicate(timeout=600)
             continue
         assert run.returncode == 0, errors.decode()
         if over:

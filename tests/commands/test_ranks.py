@@ -11,6 +11,7 @@ import torch
 from killed import until_done
 
 from fastue.commands import protect as commands
+from fastue.data import checkpoint
 from fastue.data.sources import open_dataset
 from fastue.data.store import NoiseStore
 from fastue.data.verify import verify
@@ -63,6 +64,39 @@ def test_keyed_noise_is_the_same_on_any_number_of_ranks(tiny_folder, tmp_path):
     subprocess.run([*command, "--no-check"], check=True, capture_output=True, env=environment)
     commands.protect(source, tmp_path / "one", "lsp", check=False)
     assert digests(tmp_path / "one") == digests(out)
+
+
+LATE = """
+import sys, time
+from pathlib import Path
+from fastue import distributed
+from fastue.data import atomic, checkpoint
+from fastue.methods.base import Checkpointer
+
+def late(function, seconds):
+    def call(*arguments, **keywords):
+        time.sleep(seconds)
+        return function(*arguments, **keywords)
+    return call
+
+if distributed.first():
+    atomic.os.replace = late(atomic.os.replace, 3)
+else:
+    checkpoint.remove_stale = late(checkpoint.remove_stale, 1.5)
+snapshots = Checkpointer(Path(sys.argv[1]))
+snapshots.load()
+snapshots.save(lambda: ({}, {"sweep": 7}))
+distributed.barrier()
+"""
+
+
+def test_a_rank_that_loads_late_removes_no_snapshot_that_another_is_writing(tmp_path):
+    script, folder = tmp_path / "late.py", tmp_path / "work"
+    script.write_text(LATE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, str(script), str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(folder)[1] == {"sweep": 7}
 
 
 @pytest.mark.slow
