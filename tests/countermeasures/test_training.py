@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +110,8 @@ def test_ueraser_takes_the_largest_loss_of_each_picture():
     y = torch.tensor([0, 1])
     logits = torch.tensor([[9.0, 0], [0, 9], [0, 9], [0, 9], [9, 0], [9, 0]])  # three draws of two
     assert torch.allclose(worst(logits, y), F.cross_entropy(torch.tensor([[0.0, 9], [9, 0]]), y))
+    never = torch.tensor([[9.0, 0], [0, 9], [9, 0], [9, 0]])  # the first is right in both draws
+    assert torch.allclose(worst(never, y), F.cross_entropy(torch.tensor([[9.0, 0], [9, 0]]), y))
     assert worst(logits[:2], y) == F.cross_entropy(logits[:2], y)
 
 
@@ -237,10 +240,13 @@ def test_recovery_stays_within_each_eta_and_ends_with_the_best(tiny, monkeypatch
         return moved
 
     monkeypatch.setattr(recovery, "recover", measured)
+    monkeypatch.setattr(recovery, "ETAS", (2.0, 0.4, 0.02))  # the best first
     train = tiny()
     train.labels = train.labels.roll(24)
     options = {"seed": 0, "step": train_step, "progress": lambda *now: None}
-    curves = recovery.train(train, tiny(seed=1), CONFIG, means=Means(tiny(seed=2)), **options)
+    curves = recovery.train(
+        train, tiny(seed=1), replace(CONFIG, epochs=20), means=Means(tiny(seed=2)), **options
+    )
     assert list(distances) == list(recovery.ETAS)
     assert all(0 < distance <= eta * (1 + 1e-5) for eta, distance in distances.items())
     assert sorted(curves["accuracy"]) == pytest.approx(sorted(accuracies.values()), abs=0.01)
