@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from fastue.core.errors import DataError, UsageError
-from fastue.countermeasures import SUITES, SUMMARIES, load, suite
+from fastue.countermeasures import SUITES, SUMMARIES, family_of, load, suite
 from fastue.countermeasures.base import Countermeasure, Means, identity
 from fastue.countermeasures.orthogonal_projection import linear_model, projected
 from fastue.data.budget import Budget
@@ -18,7 +18,7 @@ from fastue.data.controls import random_noise
 from fastue.data.writers import protected_pictures
 from fastue.models import build
 from fastue.models.training import sgd, to_input, train_step
-from fastue.victims.config import VictimConfig
+from fastue.victims.train import VictimConfig, stopped
 
 
 def halved(images, labels, seed):
@@ -76,6 +76,29 @@ class TestEveryCountermeasure:
         images, labels = tiny().images, tiny().labels
         for part, its_labels in ((images[:, :1], labels), (images[:0], labels[:0])):
             assert load(name).pictures(part, its_labels, 0).shape == part.shape
+
+
+@pytest.mark.parametrize("name", [name for name in SUMMARIES if load(name).train])
+def test_its_training_gives_the_curves_of_a_victim(name, tiny):
+    countermeasure, done = load(name), []
+
+    def train(seed=0):
+        return countermeasure.train(
+            tiny(),
+            tiny(seed=1),
+            VictimConfig("cnn-w8", epochs=2, batch=16, lr=0.05, augment=False),
+            seed=seed,
+            step=countermeasure.step,
+            means=Means(tiny(seed=2) if countermeasure.aux else None),
+            progress=lambda *now: done.append(now[0] / now[1]),
+        )
+
+    curves = train()
+    lengths = {len(curves[part]) for part in ("accuracy", "picking", "scoring")}
+    assert len(lengths) == 1 and lengths.pop() > 0
+    assert curves["loss"] and curves["train_accuracy"] and 0 <= stopped(curves)[0] <= 100
+    assert done == sorted(done) and done[-1] == 1
+    assert train() == curves and train(seed=1) != curves
 
 
 def test_grayscale_is_pillows(tiny):
@@ -251,6 +274,7 @@ def test_suites_are_names_of_the_table():
         assert [c.name for c in suite(name)] == list(members)
     assert [c.name for c in suite(" jpeg, none,jpeg")] == ["jpeg", "none"]
     assert [c.name for c in suite("jpeg,quick")][:3] == ["jpeg", "none", "grayscale"]
+    assert {family_of(name) for name in SUITES["full"]} == set(SUMMARIES)
     assert [c.name for c in suite(["jpeg", Countermeasure("halved", halved)])] == ["jpeg", "halved"]
 
 
