@@ -10,9 +10,9 @@ Two figures come with the row: `separability`, the percentage of training pictur
 model gets right (clean pictures' own is in the row of the clean arm), and `clamped`.
 
 Two things differ from the paper. Its 50,000 pictures make 49 steps an epoch; fewer pictures are
-taken in smaller batches, so that the model has as many steps: with ten it has not found the noise.
+taken in smaller batches, so that the model has as many steps: with five an epoch it has not found the noise.
 Its pictures are floats that leave [0,1]; here they are rounded and cut to [0, 255], and `clamped` is
-the percentage of pixels that were cut. Rounding alone leaves nothing of the direction.
+the percentage of pixels that were cut.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,8 @@ from fastue.models.training import percent, to_input
 from fastue.victims.config import VictimConfig
 from fastue.victims.train import train_victim
 
-EPOCHS, RATE, BATCH, STEPS = 20, 0.1, 1024, 49  # STEPS of an epoch where pictures are too few
+EPOCHS, RATE, BATCH = 20, 0.1, 1024
+STEPS = 49  # of an epoch, at least
 _BLOCK = 1024
 
 
@@ -83,4 +84,4 @@ def train(
     return {**train_victim(data, test, config, **options), **figures}
 
 
-COUNTERMEASURE = Countermeasure("orthogonal-projection", train=train, cost=1.1)
+COUNTERMEASURE = Countermeasure("orthogonal-projection", train=train)
