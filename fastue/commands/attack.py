@@ -116,8 +116,7 @@ def attack(
         **_protection_and_versions(manifest),
     }
     card = survival(material.originals, material.protected) if material.originals else []
-    settings["survival"] = card
-    atomic_write_json(out / "attack.json", settings)
+    atomic_write_json(out / "attack.json", {**settings, "survival": card})
     rows: list[dict] = []
     failures: list[str] = []
     for row in evaluate(

@@ -27,7 +27,7 @@ STYLE = """
   --line: #43464c; --clean: #5cc46b; --protected: #ff6b6b; --part: #f5a742; --sample: #a0a7ae;
   --class: #62b0e8 } }
 * { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 0 auto; padding: 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem;
   color: var(--ink); background: var(--paper); overflow-wrap: break-word }
 h1 { font-size: 1.5rem; line-height: 1.2 } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 .verdict { font-size: 1.1rem; padding: .8rem 1rem; background: var(--soft);
@@ -99,7 +99,7 @@ def page(
         tables.settings_table(rows, num_classes).html(),
         f"<p>{EXPLANATION}</p>",
         _meanings(found),
-        _section("Beside accuracies", beside.html() if beside else ""),
+        _section("Also found", beside.html() if beside else ""),
         _section("Accuracy over epochs", _curves(found, rows)),
         _section("Accuracy over the share of protected pictures", _poison_rate(found, rows)),
         _section(

@@ -6,7 +6,7 @@ import html
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 340, 210
-LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 34  # margins
+LEFT, RIGHT, TOP, BOTTOM = 34, 14, 8, 34  # margins
 
 
 @dataclass(frozen=True)

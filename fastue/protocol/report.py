@@ -89,7 +89,7 @@ def _markdown(rows: list[dict], num_classes: int, survival: list[dict], failures
         EXPLANATION,
     ]
     if beside:
-        parts += ["## Beside accuracies", beside.markdown()]
+        parts += ["## Also found", beside.markdown()]
     if survival:
         parts += [
             "## What is left of the noise",

@@ -58,7 +58,7 @@ def settings_table(rows: list[dict], num_classes: int) -> Table:
     all lines or known of none (victim, random noise, aux) has no column."""
     found = settings(rows, num_classes)
     columns = {
-        "countermeasure": lambda one: one.countermeasure,
+        "countermeasure": lambda one: one.label,
         "victim": lambda one: one.arch,
         "worst seed": lambda one: _number(one.reached),
         "clean, same countermeasure": lambda one: _mean(one, "clean", "stopped"),

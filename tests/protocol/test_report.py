@@ -41,8 +41,8 @@ def test_columns_are_there_where_they_say_something(setting):
     assert table.head[1] == "victim" and "random noise" not in table.head
     column = table.head.index("aux")
     words = {line[0]: line[column] for line in table.lines}
-    assert words == {"jcdp": "500", "none": "–", "avatar": "ORACLE"}
-    assert table.lines[-1][0] == "avatar", "the oracle is no worst case"
+    assert words == {"jcdp": "500", "none": "–", "avatar (ORACLE)": "ORACLE"}
+    assert table.lines[-1][0] == "avatar (ORACLE)", "the oracle is no worst case"
 
 
 def test_csv_has_a_line_a_victim(rows, tmp_path):
