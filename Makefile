@@ -7,7 +7,7 @@ EXTRAS := triton,vision,demo,report,convert,dev
 # What the tests must not skip: Triton, and C++ where there is a compiler.
 REQUIRE := $(shell command -v $(firstword $(CXX)) >/dev/null && echo cpp,)triton
 
-.PHONY: install demo test test-slow test-ffcv test-install lint compile bench check wheel clean
+.PHONY: install demo test test-slow test-ffcv test-browser test-install lint compile bench check wheel clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,13 @@ test-ffcv: install
 	@echo "== ffcv, compiled"
 	@$(PIP) install -qq -c constraints.txt ffcv setuptools
 	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)},ffcv $(PY) -m pytest -q tests/data/test_ffcv.py
+
+# The report in a real browser: Debian's chromium (root); elsewhere any Chromium or Chrome on PATH.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+
+test-browser: install
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; echo "== chromium (110 MB, 410 MB unpacked)"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends chromium >/dev/null
+	FASTUE_REQUIRE=$${FASTUE_REQUIRE-$(REQUIRE)},browser $(PY) -m pytest -q tests/protocol/test_browser.py
 
 # The two commands on machines that this one is made to look like; several GB of wheels, needs root.
 test-install:

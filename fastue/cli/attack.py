@@ -35,7 +35,7 @@ def add_arguments(parser) -> None:
         "`oracle`: TEST itself",
     )
     add(
-        "--out", type=Path, help="where results.json and report.html go (default: DIRECTORY/attack)"
+        "--out", type=Path, help="where results.json and the reports go (default: DIRECTORY/attack)"
     )
     add("--suite", default=default["suite"], metavar="NAMES", help=_suite_help())
     add("--arch", type=names, default=default["arch"], help="victims, separated by commas")
@@ -76,7 +76,8 @@ def run(args) -> int:
         print(
             f"{row['countermeasure']:<21} {row['arch']:<16} {row['arm']:<14} "
             f"seed {row['seed']}: {row['accuracy_final']:5.1f} % final, "
-            f"{accuracy_stopped(row):5.1f} % at its best epoch ({row['seconds']:.0f} s)",
+            f"{accuracy_stopped(row):5.1f} % at its best epoch ({row['seconds']:.0f} s)"
+            + (", ORACLE" if row.get("aux") == "oracle" else ""),
             file=sys.stderr,
             flush=True,
         )
@@ -84,8 +85,8 @@ def run(args) -> int:
     parameters = set(inspect.signature(attack).parameters) & set(vars(args))
     options = {name: getattr(args, name) for name in parameters}
     result = attack(**options, progress=progress.update, on_row=show)
-    print(result.table)
     print(result.verdict)
+    print(result.table)
     print("Written:", ", ".join(str(path) for path in result.files))
     for failure in result.failures:
         print(f"failed: {failure}", file=sys.stderr)

@@ -66,7 +66,7 @@ def attack(
     aux        clean pictures of the same classes that the adversary has, for the countermeasures that
                need them; none of them may be protected or in `clean`. "oracle": the test pictures
                themselves, as some papers have it
-    out        where rows/, results.json and report.html go; rows that are there with the same
+    out        where rows/, results.json and the reports go; rows that are there with the same
                pictures and settings are not trained again (default: directory/attack)
     suite      countermeasures: none, quick, names, or a list that may hold your own Countermeasure
     arch       one victim network or several
@@ -86,7 +86,9 @@ def attack(
     from fastue.models.training import resolve_device, resolve_precision
     from fastue.protocol.arms import ARMS
     from fastue.protocol.cells import evaluate
-    from fastue.protocol.report import text_table, write_report
+    from fastue.protocol.report import shown, write_report
+    from fastue.protocol.survival import survival
+    from fastue.protocol.tables import settings_table
     from fastue.protocol.verdict import verdict
 
     directory = Path(directory)
@@ -115,7 +117,8 @@ def attack(
         "device": str(where),
         **_protection_and_versions(manifest),
     }
-    atomic_write_json(out / "attack.json", settings)
+    card = survival(material.originals, material.protected) if material.originals else []
+    atomic_write_json(out / "attack.json", {**settings, "survival": card})
     rows: list[dict] = []
     failures: list[str] = []
     for row in evaluate(
@@ -134,9 +137,15 @@ def attack(
     if not rows:
         raise DataError("no victim could be trained: " + "; ".join(failures))
     classes = material.protected.num_classes
-    files = write_report(out, rows, settings, classes, directory / "preview.png")
-    files = [out / "results.json", *files]
-    return AttackResult(rows, text_table(rows), verdict(rows, classes), files, failures)
+    pictures = shown(material.originals, material.protected)
+    files = [
+        out / "results.json",
+        *write_report(
+            out, rows, settings, classes, survival=card, pictures=pictures, failures=failures
+        ),
+    ]
+    table = settings_table(rows, classes).text()
+    return AttackResult(rows, table, verdict(rows, classes), files, failures)
 
 
 def _manifest_and_run(directory: Path) -> tuple[dict, dict]:

@@ -8,7 +8,7 @@ VARIABLES = {
     "FASTUE_BACKEND": ("auto", "backend of every op: auto, reference, cpp, triton or cuda"),
     "FASTUE_REQUIRE": (
         "",
-        "comma-separated backends (or ffcv) whose absence is a test failure instead of a skip",
+        "comma-separated backends (or ffcv, browser) whose absence is a test failure, no skip",
     ),
     "FASTUE_BUILD_EXT": (
         "1",

@@ -1,37 +1,105 @@
-"""What an attack says of a protection, in one plain sentence."""
+"""What an attack says of a protection, in plain sentences."""
 
-from fastue.protocol.arms import CONTROLS
-from fastue.protocol.summary import settings
+from fastue.protocol.summary import ORACLE, Setting, settings
+
+LIMIT = 0.5  # of what clean pictures teach above chance: who gets more has undone the protection
+
+
+def holds(rows: list[dict], num_classes: int) -> bool | None:
+    """Whether no victim learns more than LIMIT of what clean pictures teach above chance, the worst
+    seed and setting counting, without those that had the test pictures (ORACLE). None where that
+    cannot be said."""
+    worst = _worst(settings(rows, num_classes))
+    if worst is None or worst.share is None:
+        return None
+    if worst.share > LIMIT:
+        return False
+    return None if _fooled_by_anything(worst) else True
 
 
 def verdict(rows: list[dict], num_classes: int) -> str:
-    """The highest accuracy that any victim reached on the protected files at its best epoch, over
-    settings and seeds, beside chance and beside clean training of the same victim under the same
-    countermeasure, whose mean over seeds counts."""
-    protected = {name: arms for name, arms in settings(rows).items() if "protected" in arms}
-    if not protected:
+    """Whether the protection holds, and the highest share that any victim got of what clean pictures
+    teach, over settings and seeds, beside chance and clean training of the same victim."""
+    found = settings(rows, num_classes)
+    worst = _worst(found)
+    if worst is None:
         return "No victim was trained on the protected pictures."
-    (countermeasure, arch), worst = next(iter(protected.items()))
-    after = "" if countermeasure == "none" else f" after {countermeasure}"
-    reached = worst["protected"]["stopped_max"]
-    seeds = worst["protected"]["seeds"]
-    text = (
-        f"Worst case over {_number(len(protected), 'setting')} and {_number(seeds, 'seed')}: "
-        f"{arch} trained on the protected files{after} and stopped at its best epoch reaches "
-        f"{reached:.1f} % on clean pictures (chance {100 / num_classes:.1f} %"
-    )
-    if "clean" not in worst:
-        return text + "). Without the clean control this says little: pass --source."
-    clean = worst["clean"]["stopped_mean"]
-    lost = clean - reached
-    text += f", clean training{after} {clean:.1f} %), {lost:.1f} points lost"
-    random = [worst[arm]["stopped_mean"] for arm in CONTROLS if arm in worst]
-    if random and min(random) < clean - 0.5 * lost:
-        text += (
-            "; random noise of the same budget does half of that, "
-            "so this victim is too weak to judge by"
+    details = _details(worst, len([one for one in found if one.reached is not None]))
+    if worst.clean is None:
+        return f"{details} Without the clean control this says little: pass --source."
+    if worst.share is None:
+        return (
+            f"No victim learns enough of clean pictures to judge by ({worst.clean:.1f} %, chance "
+            f"{worst.chance:.1f} %): train longer or with more pictures. {details}"
         )
-    return text + "."
+    parts = [_headline(worst, all(one.countermeasure == "none" for one in found)), details]
+    if worst.aux is not None:
+        parts.append(f"It had {_aux(worst)}.")
+    oracle = next((one for one in found if one.aux == ORACLE and one.reached is not None), None)
+    if oracle is not None and oracle is not worst:
+        parts.append(
+            f"{_sentence(oracle.countermeasure)} with the test pictures themselves (ORACLE) "
+            f"reaches {oracle.reached:.1f} %."
+        )
+    return " ".join(parts)
+
+
+def _worst(found: list[Setting]) -> Setting | None:
+    """ORACLE counts only where there is nothing else; it comes last among the settings."""
+    return next((one for one in found if one.reached is not None), None)
+
+
+def _headline(worst: Setting, only_plain: bool) -> str:
+    points = f"{worst.reached:.1f} of {worst.clean:.1f} points"
+    if worst.share > LIMIT:
+        how = "Plain training" if worst.countermeasure == "none" else worst.countermeasure
+        verb = "reaches" if worst.countermeasure == "none" else "restores"
+        return f"{_sentence(how)} {verb} {points}: this protection does not hold."
+    if _fooled_by_anything(worst):
+        return (
+            "Random noise of the same budget does half of what this protection does, "
+            "so this victim is too weak to judge by."
+        )
+    at_worst = f"at worst {worst.arch}{worst.after} reaches {points}."
+    if only_plain:
+        return (
+            f"Holds against plain training: {at_worst} "
+            "No countermeasure was tried: pass --suite quick."
+        )
+    return f"Holds against what was tried: {at_worst}"
+
+
+def _fooled_by_anything(worst: Setting) -> bool:
+    """Under random noise the victim loses half of the points that the protection costs it."""
+    if worst.random is None or "clean" not in worst.arms:
+        return False
+    clean = worst.arms["clean"]["stopped_mean"]
+    lost = clean - worst.reached
+    return lost > 0 and worst.random < clean - 0.5 * lost
+
+
+def _details(worst: Setting, count: int) -> str:
+    seeds = worst.arms["protected"]["seeds"]
+    text = (
+        f"Worst of {_number(count, 'setting')} and {_number(seeds, 'seed')}: {worst.arch} trained "
+        f"on the protected files{worst.after} and stopped at its best epoch reaches "
+        f"{worst.reached:.1f} % on clean pictures (chance {worst.chance:.1f} %"
+    )
+    if "clean" in worst.plain:
+        text += f", clean training {worst.plain['clean']['stopped_mean']:.1f} %"
+    if worst.after and "clean" in worst.arms:
+        text += f", clean training{worst.after} {worst.arms['clean']['stopped_mean']:.1f} %"
+    return text + ")."
+
+
+def _aux(setting: Setting) -> str:
+    if setting.aux == ORACLE:
+        return "the test pictures themselves, which no adversary has (ORACLE)"
+    return _number(setting.aux, "clean picture")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _number(count: int, thing: str) -> str:

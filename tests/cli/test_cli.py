@@ -75,7 +75,7 @@ def test_protect_verify_attack(tiny_folder, tmp_path, capsys):
         "random-class",
     }
     assert all(0 <= row["accuracy_final"] <= row["accuracy_peak"] <= 100 for row in rows)
-    assert "Worst case" in printed and (tmp_path / "A" / "report.html").exists()
+    assert "Worst of" in printed and (tmp_path / "A" / "report.html").exists()
     config = json.loads((tmp_path / "A" / "attack.json").read_text())
     assert config["victim"]["epochs"] == 2 and config["versions"]["packages"]["torch"]
     assert main(["protect", str(source), "--out", str(out), "--mode", "class", *SMALL]) == 0

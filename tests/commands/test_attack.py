@@ -52,12 +52,15 @@ def test_quick_suite_trains_all_and_says_which_is_worst(pictures, tmp_path):
     ]
     stopped = {r["countermeasure"]: r["accuracy_stopped"] for r in result.rows[1::2]}
     worst = max(stopped, key=stopped.get)
-    assert f"{stopped[worst]:.1f} %" in result.verdict and "over 6 settings" in result.verdict
+    assert f"{stopped[worst]:.1f} %" in result.verdict and "of 6 settings" in result.verdict
     assert (worst == "none") == (" after " not in result.verdict)
-    assert {path.name for path in result.files} == {"results.json", "accuracy.png", "report.html"}
+    assert [path.name for path in result.files] == [
+        *("results.json", "results.csv", "report.md", "report.html")
+    ]
     assert all(path.parent == protected / "attack" for path in result.files)
     settings = json.loads((protected / "attack" / "attack.json").read_text())
     assert settings["suite"] == ",".join(SUITES["quick"]) and settings["seeds"] == [0]
+    assert settings["survival"][0] == {"handling": "PNG", "energy": 1.0, "correlation": 1.0}
 
 
 def test_sets_in_memory_and_a_countermeasure_of_ones_own(pictures, victims, tmp_path):

@@ -1,9 +1,9 @@
-"""The table over seeds, and the sentence made of it."""
+"""Figures over seeds, the order of settings, and the sentences made of them."""
 
 import pytest
 
-from fastue.protocol.summary import settings, summarise
-from fastue.protocol.verdict import verdict
+from fastue.protocol.summary import protected_share, settings, summarise
+from fastue.protocol.verdict import holds, verdict
 
 
 @pytest.fixture
@@ -19,46 +19,85 @@ def test_summary_is_over_seeds(rows):
     table = {line["arm"]: line for line in summarise(rows)}
     assert table["protected"]["final_mean"] == 14.0 and table["protected"]["stopped_max"] == 30.0
     assert table["protected"]["final_sd"] == pytest.approx(8**0.5) and table["clean"]["seeds"] == 2
+    assert table["protected"]["stopped_sd"] == pytest.approx(50**0.5)
     assert table["protected"]["stopped_mean"] == 25.0 and table["protected"]["peak_max"] == 40.0
     assert table["random-class"]["final_sd"] == 0.0
 
 
-def test_settings_begin_with_the_worst_case(rows, row):
-    jpeg = [row(arm, a, countermeasure="jpeg") for arm, a in (("clean", 80.0), ("protected", 70.0))]
-    only_clean = row("clean", 95.0, arch="vgg11")
-    ordered = settings([*rows, *jpeg, only_clean])
-    assert list(ordered) == [("jpeg", "cnn"), ("none", "cnn"), ("none", "vgg11")]
-    assert list(ordered["none", "cnn"]) == ["protected", "clean", "random-class"]
-    assert ordered["jpeg", "cnn"]["clean"]["final_mean"] == 80.0
+def test_settings_begin_with_the_worst_case(rows, setting, row):
+    jpeg = setting("jpeg", [70.0], [80.0])
+    ordered = settings([*jpeg, *rows, row("clean", 95.0, arch="vgg11")], 10)
+    names = [(one.countermeasure, one.arch) for one in ordered]
+    assert names == [("jpeg", "cnn"), ("none", "cnn"), ("none", "vgg11")]
+    assert list(ordered[1].arms) == ["protected", "clean", "random-class"]
+    assert ordered[0].arms["clean"]["final_mean"] == 80.0
 
 
-def test_verdict_of_one_setting(rows, row):
-    text = verdict(rows, 10)
-    assert text == (
-        "Worst case over 1 setting and 2 seeds: cnn trained on the protected files and stopped at "
-        "its best epoch reaches 30.0 % on clean pictures (chance 10.0 %, clean training 90.0 %), "
-        "60.0 points lost."
+def test_the_worst_case_is_a_share_of_what_the_same_victim_learns_of_clean_pictures(setting):
+    """A weak victim that learns all that it can outweighs a strong one that learns little."""
+    weak = setting("none", [40.0], [42.0], arch="weak")
+    rows = [*setting("none", [45.0], [95.0], arch="strong"), *weak]
+    assert [one.arch for one in settings(rows, 10)] == ["weak", "strong"]
+    assert settings(rows, 10)[0].share == pytest.approx(30 / 32)
+    assert verdict(rows, 10).startswith("Plain training reaches 40.0 of 42.0 points")
+
+
+def test_recovered_is_measured_between_plain_protected_and_plain_clean(rows, setting):
+    found = {one.countermeasure: one for one in settings([*rows, *setting("jpeg", [64.0])], 10)}
+    assert found["none"].recovered == 0 and found["jpeg"].recovered == pytest.approx(39 / 65)
+    assert settings(setting("jpeg", [64.0], [80.0]), 10)[0].recovered is None
+    same = [*setting("none", [50.0], [50.0]), *setting("jpeg", [60.0])]
+    assert settings(same, 10)[0].recovered is None, "there was nothing to recover"
+
+
+def test_a_protection_that_is_undone_does_not_hold(rows, setting):
+    """Clean training without a countermeasure is what the owner's pictures are worth."""
+    gray = setting("grayscale", [60.0, 81.2], [88.0, 90.0])
+    assert verdict([*rows, *gray], 10) == (
+        "Grayscale restores 81.2 of 90.0 points: this protection does not hold. Worst of 2 "
+        "settings and 2 seeds: cnn trained on the protected files after grayscale and stopped at "
+        "its best epoch reaches 81.2 % on clean pictures (chance 10.0 %, clean training 90.0 %, "
+        "clean training after grayscale 89.0 %)."
     )
-    weak = verdict([*rows[:-1], row("random-class", 30.0)], 10)
-    assert "random noise" in weak and "too weak to judge" in weak
-    assert "pass --source" in verdict([row("protected", 12.0)], 10)
-    assert verdict([row("clean", 12.0)], 10) == "No victim was trained on the protected pictures."
+    assert holds([*rows, *gray], 10) is False
 
 
-def test_the_verdict_is_of_the_whole_set(rows, row):
-    """An owner who protects half of the pictures is told so in the table, not in the verdict."""
-    partly = [row(f"protected-{share}", 89.0) for share in (25, 75)]
-    assert verdict([*partly, *rows], 10) == verdict(rows, 10)
-    order = ["protected", "protected-75", "protected-25", "clean", "random-class"]
-    assert list(settings([*partly, *rows])["none", "cnn"]) == order
-    text = verdict([row("clean", 90.0), *partly], 10)
-    assert text == "No victim was trained on the protected pictures."
+@pytest.mark.parametrize("reached, expected", [(50.0, True), (50.1, False)])
+def test_half_of_what_clean_pictures_teach_above_chance_is_the_limit(setting, reached, expected):
+    rows = [*setting("none", [12.0], [90.0]), *setting("jpeg", [reached], [60.0])]
+    assert holds(rows, 10) is expected
+    assert ("does not hold" in verdict(rows, 10)) is not expected
 
 
-def test_the_worst_architecture_is_named(rows, row):
-    vgg11 = [row("protected", 55.0, arch="vgg11"), row("clean", 80.0, arch="vgg11")]
-    text = verdict([*rows, *vgg11], 10)
-    assert "2 settings and 1 seed: vgg11 trained" in text and "25.0 points" in text
+def test_a_protection_that_holds(rows, setting):
+    text = verdict([*rows, *setting("jpeg", [23.0], [52.0])], 10)
+    assert text.startswith(
+        "Holds against what was tried: at worst cnn reaches 30.0 of 90.0 points."
+    )
+    alone = verdict(rows, 10)
+    assert alone.startswith("Holds against plain training: at worst") and "--suite quick" in alone
+    assert holds(rows, 10)
+
+
+def test_where_nothing_can_be_said(rows, row, setting):
+    fooled = [*rows[:-1], row("random-class", 30.0)]
+    assert "too weak to judge" in verdict(fooled, 10) and holds(fooled, 10) is None
+    lone = [row("protected", 12.0)]
+    assert "pass --source" in verdict(lone, 10) and holds(lone, 10) is None
+    only_clean = [row("clean", 12.0)]
+    assert verdict(only_clean, 10) == "No victim was trained on the protected pictures."
+    untaught = setting("none", [12.0], [19.0])
+    assert "learns enough of clean pictures" in verdict(untaught, 10)
+    assert holds(untaught, 10) is None
+
+
+def test_random_noise_excuses_no_protection_that_is_undone(setting):
+    """A victim that random noise fools, too, is none too weak to show that pictures can be
+    learnt."""
+    rows = setting("none", [89.0], [90.0], [30.0])
+    assert verdict(rows, 10).startswith("Plain training reaches 89.0 of 90.0 points")
+    better = setting("none", [91.0], [90.0], [85.0])
+    assert "too weak" not in verdict(better, 10)
 
 
 def test_a_seed_that_stops_early_counts(rows, row):
@@ -70,17 +109,17 @@ def test_a_seed_that_stops_early_counts(rows, row):
     assert "reaches 95.0 %" in verdict([*rows, old], 10)
 
 
-@pytest.mark.parametrize("worst_last", [False, True])
-def test_controls_are_those_of_the_same_countermeasure(rows, row, worst_last):
-    """The control of another countermeasure, first or last, says nothing of the worst case."""
-    arms = (("clean", 80.0), ("protected", 70.0), ("random-class", 78.0))
-    jpeg = [row(arm, a, countermeasure="jpeg") for arm, a in arms]
-    # Random noise fools this victim, under grayscale only.
-    arms = (("clean", 60.0), ("protected", 20.0), ("random-class", 15.0))
-    gray = [row(arm, a, countermeasure="grayscale") for arm, a in arms]
-    text = verdict([*rows, *gray, *jpeg] if worst_last else [*jpeg, *gray, *rows], 10)
-    assert text == (
-        "Worst case over 3 settings and 1 seed: cnn trained on the protected files after jpeg and "
-        "stopped at its best epoch reaches 70.0 % on clean pictures (chance 10.0 %, clean training "
-        "after jpeg 80.0 %), 10.0 points lost."
-    )
+def test_the_oracle_is_told_and_does_not_decide(rows, setting):
+    with_test = setting("jcdp", [85.0], [88.0], aux="oracle")
+    text = verdict([*with_test, *rows, *setting("jpeg", [35.0], [80.0])], 10)
+    assert text.startswith("Holds against what was tried: at worst cnn after jpeg reaches 35.0")
+    assert text.endswith("Jcdp with the test pictures themselves (ORACLE) reaches 85.0 %.")
+    only = verdict(with_test, 10)
+    assert "which no adversary has (ORACLE)" in only
+    some = verdict(setting("avatar", [85.0], [88.0], aux=500), 10)
+    assert "It had 500 clean pictures." in some and "ORACLE" not in some
+
+
+def test_share_of_protected_pictures_in_an_arm():
+    arms = ("clean", "protected-25", "protected", "random-class", "protected-")
+    assert [protected_share(arm) for arm in arms] == [0, 25, 100, None, None]
