@@ -1,6 +1,7 @@
 // diffusion_step on the CPU: one pass, in place, tile by tile, in the layout of x. A value depends on its picture's id and
 // its place alone, so neither on threads nor on tiles. The definition is fastue/ops/diffusion_step/reference.py.
 #include <cmath>
+#include <type_traits>
 
 #include "../common/philox_v3.h"
 #include "checks.h"
@@ -75,40 +76,58 @@ void draw(const Job& job, const Tile& t, uint32_t use, float* z) {
 }
 
 struct Scratch {
-  alignas(64) float eps[kTile], grad[kTile], own[kTile], copy[kTile], v[kTile];
+  alignas(64) float eps[kTile], grad[kTile], own[kTile], copy[kTile];
   alignas(64) uint8_t y[kTile];
 };
 
-FASTUE_CLONES void step_tile(const Job& job, const Tile& t, Scratch& s) {
+enum class Guide { none, of_x0, of_x };
+
+// One loop for all that a step has: x is read and written once. E is void where there is no eps; what `guide` does not
+// ask for, and z where it is not DRAWN, is not looked at.
+template <class E, Guide GUIDE, bool DRAWN>
+FASTUE_INLINE void step_values(const DiffusionStep& job, float* __restrict x, const E* __restrict eps,
+                               const uint8_t* __restrict y, const float* __restrict copy, const float* __restrict z,
+                               int64_t count) {
   const float a = job.a, b = job.b, keep = job.keep, spread = job.spread, c0 = job.c0, cx = job.cx, pull = job.pull,
-              push = job.push, sigma = job.sigma;
-  const int64_t n = t.elements;
-  float* x = static_cast<float*>(job.x.data) + job.shape.offset(t);
-  float* __restrict v = s.v;
-  const float* eps = job.eps.data != nullptr ? load(job.eps, job.shape, t, s.eps) : nullptr;
-  const uint8_t* y = job.y.data != nullptr ? load_bytes(job.y, job.shape, t, s.y) : nullptr;
-  const float* grad = job.grad.data != nullptr ? load(job.grad, job.shape, t, s.grad) : nullptr;
-  if (eps == nullptr) {
-    for (int64_t i = 0; i < n; ++i) v[i] = cx * x[i];
-  } else if (y == nullptr || job.noisy) {
-    for (int64_t i = 0; i < n; ++i) v[i] = c0 * clamp(a * x[i] - b * eps[i], -1.0f, 1.0f) + cx * x[i];
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      const float x0 = clamp(a * x[i] - b * eps[i], -1.0f, 1.0f);
-      v[i] = c0 * (x0 + pull * (aim(y[i]) - x0)) + cx * x[i];
+              sigma = job.sigma;
+  for (int64_t i = 0; i < count; ++i) {
+    float v = cx * x[i];
+    if constexpr (!std::is_void_v<E>) {
+      float x0 = clamp(a * x[i] - b * to_float(eps[i]), -1.0f, 1.0f);
+      if (GUIDE == Guide::of_x0) x0 = x0 + pull * (aim(y[i]) - x0);
+      v = c0 * x0 + v;
     }
+    if (GUIDE == Guide::of_x) v = v + pull * ((keep * aim(y[i]) + spread * copy[i]) - x[i]);
+    if (DRAWN) v = v + sigma * z[i];
+    x[i] = v;
   }
-  if (job.noisy) {
-    const float* __restrict z = s.copy;
-    for (int64_t i = 0; i < n; ++i) v[i] = v[i] + pull * ((keep * aim(y[i]) + spread * z[i]) - x[i]);
-  }
-  if (grad != nullptr)
-    for (int64_t i = 0; i < n; ++i) v[i] = v[i] + push * grad[i];
-  if (sigma > 0.0f) {
-    const float* __restrict z = s.own;
-    for (int64_t i = 0; i < n; ++i) v[i] = v[i] + sigma * z[i];
-  }
-  std::memcpy(x, v, static_cast<size_t>(n) * sizeof(float));
+}
+
+template <class E>
+FASTUE_INLINE void step_values(const DiffusionStep& job, float* x, const E* eps, const uint8_t* y, const Scratch& s,
+                               int64_t count) {
+  const auto run = [&](auto guide) {
+    if (job.sigma > 0.0f) return step_values<E, guide.value, true>(job, x, eps, y, s.copy, s.own, count);
+    step_values<E, guide.value, false>(job, x, eps, y, s.copy, s.own, count);
+  };
+  if (job.noisy) return run(std::integral_constant<Guide, Guide::of_x>{});
+  if (y != nullptr) return run(std::integral_constant<Guide, Guide::of_x0>{});
+  run(std::integral_constant<Guide, Guide::none>{});
+}
+
+FASTUE_CLONES void step_tile(const Job& job, const Tile& t, Scratch& s) {
+  float* x = static_cast<float*>(job.x.data) + job.shape.offset(t);
+  const uint8_t* y = job.y.data != nullptr ? load_bytes(job.y, job.shape, t, s.y) : nullptr;
+  if (job.eps.data == nullptr)
+    step_values<void>(job, x, nullptr, y, s, t.elements);
+  else if (job.eps.type == Type::bf16 && in_place(job.eps, job.shape))
+    step_values(job, x, static_cast<const bf16*>(job.eps.data) + job.shape.offset(t), y, s, t.elements);
+  else
+    step_values(job, x, load(job.eps, job.shape, t, s.eps), y, s, t.elements);
+  if (job.grad.data == nullptr) return;
+  const float push = job.push;
+  const float* __restrict grad = load(job.grad, job.shape, t, s.grad);
+  for (int64_t i = 0; i < t.elements; ++i) x[i] = x[i] + push * grad[i];
 }
 
 void step_tiles(const Job& job, int64_t begin, int64_t end) {

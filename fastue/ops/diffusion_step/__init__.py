@@ -37,7 +37,7 @@ def diffusion_step(
 
         x0 = clamp(x sqrt(1/alpha_bar) - eps sqrt(1/alpha_bar - 1), -1, 1)
         x0 = x0 + pull (2y/255 - 1 - x0)
-        x  = c0 x0 + cx x + push grad + sigma z
+        x  = c0 x0 + cx x + sigma z + push grad
 
     x        float32 [B, C, H, W], C = 1 or 3, in [-1, 1] units; written
     eps      the network's prediction, like x, float32, bfloat16 or float16; None: there is no x0.
@@ -51,9 +51,9 @@ def diffusion_step(
     y        uint8 [B, C, H, W], the protected pictures that guide, or None
     pull     the fraction of the way from x0 to y, in [0, 1], for each picture on its own
     noisy    the guidance of 2023: y is compared with x, not x0, as a copy noised afresh to t:
-             x = ... + pull (sqrt(alpha_bar) (2y/255 - 1) + sqrt(1 - alpha_bar) z2 - x); pull is
-             then any number >= 0 (twice the gradient's scale, times sigma^2, by what it is averaged
-             over)
+             x = c0 x0 + cx x + pull (sqrt(alpha_bar) (2y/255 - 1) + sqrt(1 - alpha_bar) z2 - x)
+             + sigma z + push grad; pull is then any number >= 0 (twice the gradient's scale, times
+             sigma^2, by how many values it is averaged over)
     grad     float32 like x, a gradient to go up, times push
     z and z2 are standard normal (tail to |z| = 7.5) and depend on (seed, iteration, t, id, channel,
     pixel) alone, those of a start, a step and a noisy copy apart: a picture comes out the same in
@@ -72,7 +72,7 @@ def check(x, eps, y, grad, ids, alpha_bar, c0, cx, pull, noisy, push, sigma, see
     floats = (torch.float32, torch.float64)
     _checks.tensor(NAME, "x", x, ("B", "C", "H", "W"), floats, x.device)
     _checks.channels(NAME, x.shape[1], (), ())
-    if x[:1].numel() >= 2**31:
+    if x.shape[1:].numel() >= 2**31:
         raise ValueError(f"{NAME}: a picture has too many pixels: {list(x.shape)}")
     for name, like, dtypes in (
         ("eps", eps, _checks.FLOAT_DTYPES),
@@ -125,6 +125,8 @@ OP = opspec.register(
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         # sigma plus pull is 1 at most in the cases
         atol=Z_BAND,
-        backends=(opspec.cpp(opspec.FLOATS),),
+        backends=(
+            opspec.cpp(opspec.FLOATS),
+        ),
     )
 )

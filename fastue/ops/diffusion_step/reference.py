@@ -9,7 +9,7 @@ from fastue.ops._pixels import unit_pixels
 def diffusion_step(
     x, eps, y, grad, ids, alpha_bar, c0, cx, pull, noisy, push, sigma, seed, iteration, t
 ):  # fmt: skip
-    """x = c0 x0 + cx x + guidance + sigma z; see fastue.ops.diffusion_step."""
+    """x = c0 x0 + cx x + guidance + sigma z + push grad; see fastue.ops.diffusion_step."""
 
     def normals(purpose):
         return _keyed.picture_normals(x, ids, seed, purpose, iteration, t)
@@ -26,9 +26,9 @@ def diffusion_step(
         keep, spread = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
         copy = keep * aim + spread * normals(_keyed.DIFFUSION_COPY)
         mean = mean + pull * (copy - x)
-    if grad is not None:
-        mean = mean + push * grad
     if sigma > 0:
         purpose = _keyed.DIFFUSION_START if eps is None else _keyed.DIFFUSION_STEP
         mean = mean + sigma * normals(purpose)
+    if grad is not None:
+        mean = mean + push * grad
     x.copy_(mean)
