@@ -1,4 +1,4 @@
-// diffusion_step on the CPU and on CUDA: what a kernel is told, and its arithmetic. Raw pointers only.
+// diffusion_step on the CPU and on CUDA: what a kernel is told. Raw pointers only.
 #pragma once
 
 #include "../common/normal.h"
@@ -20,6 +20,7 @@ struct DiffusionStep {
   FASTUE_HD int64_t quads() const { return (int64_t{area} + 3) / 4; }  // of a channel
 };
 
+// y in the unit of x.
 FASTUE_HD FASTUE_INLINE float aim(uint8_t y) { return pixel(y) * 2.0f - 1.0f; }
 
 }  // namespace fastue

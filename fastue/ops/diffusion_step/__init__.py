@@ -126,6 +126,7 @@ OP = opspec.register(
         # sigma plus pull is 1 at most in the cases
         atol=Z_BAND,
         backends=(
+            opspec.cuda(opspec.FLOATS),
             opspec.triton(opspec.FLOATS),
             opspec.cpp(opspec.FLOATS),
         ),
