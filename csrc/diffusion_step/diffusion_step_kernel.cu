@@ -28,13 +28,12 @@ __global__ void __launch_bounds__(kThreads) diffusion_step_kernel(const __grid_c
   const uint32_t first = (blockIdx.y * kThreads + threadIdx.x) * P;
   if (first >= job.area) return;
 
-  Share<float, C, P> x(job.x, i, job.area, first), grad;
+  Share<float, C, P> x(job.x, i, job.area, first);
   Share<E, C, P> eps;
   Share<uint8_t, C, P> y;
-  const bool predicted = job.eps.data != nullptr, guided = job.y.data != nullptr, climbs = job.grad.data != nullptr;
+  const bool predicted = job.eps.data != nullptr, guided = job.y.data != nullptr;
   if (predicted) eps = Share<E, C, P>(job.eps, i, job.area, first);
   if (guided) y = Share<uint8_t, C, P>(job.y, i, job.area, first);
-  if (climbs) grad = Share<float, C, P>(job.grad, i, job.area, first);
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     float copy[P] = {}, own[P] = {};
@@ -51,8 +50,15 @@ __global__ void __launch_bounds__(kThreads) diffusion_step_kernel(const __grid_c
       }
       if (job.noisy) v = v + job.pull * ((job.keep * to + job.spread * copy[q]) - at);
       if (job.sigma > 0.0f) v = v + job.sigma * own[q];
-      if (climbs) v = v + job.push * grad.get(c, q);
       x.set(c, q, v);
+    }
+  }
+  if (job.grad.data != nullptr) {  // late: it would hold registers while the numbers are drawn
+    const Share<float, C, P> grad(job.grad, i, job.area, first);
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int q = 0; q < P; ++q) x.set(c, q, x.get(c, q) + job.push * grad.get(c, q));
     }
   }
   x.store(job.x, i, job.area, first);
