@@ -26,5 +26,8 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
       "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? gate, Tensor? residual, Tensor(a!) out,"
       " bool transposed, bool relu) -> ()");
   m.def("conv_weights(Tensor x, Tensor grad, Tensor(a!) out, int stride, int padding) -> ()");
+  m.def(
+      "diffusion_step(Tensor(a!) x, Tensor? eps, Tensor? y, Tensor? grad, Tensor ids, float alpha_bar, float c0,"
+      " float cx, float pull, bool noisy, float push, float sigma, int seed, int iteration, int t) -> ()");
   m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
 }

@@ -18,7 +18,11 @@ import triton
 import triton.language as tl
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-PURPOSE_CROP_FLIP = tl.constexpr(1)  # of a keyed draw; the table is in fastue/ops/_keyed.py
+# Of keyed draws; the table is in fastue/ops/_keyed.py.
+PURPOSE_CROP_FLIP = tl.constexpr(1)
+PURPOSE_DIFFUSION_START = tl.constexpr(7)
+PURPOSE_DIFFUSION_STEP = tl.constexpr(8)
+PURPOSE_DIFFUSION_COPY = tl.constexpr(9)
 
 
 @triton.jit

@@ -104,4 +104,14 @@ FASTUE_HD FASTUE_INLINE Words weight_counter(int64_t entry, uint32_t lane, uint3
   return {{first + lane, static_cast<uint32_t>(wide >> 32), draw, purpose}};
 }
 
+// Pictures of a diffusion model: a counter makes four neighbouring pixels of a channel, `quad` of them from the picture's
+// first on, each channel's last four filled up. `use` is purpose + 2^8 iteration + 2^16 t.
+FASTUE_HD FASTUE_INLINE Words picture_counter(uint32_t quad, int64_t id, uint32_t use) {
+  const uint64_t wide = static_cast<uint64_t>(id);
+  return {{quad, static_cast<uint32_t>(wide), static_cast<uint32_t>(wide >> 32), use}};
+}
+FASTUE_HD FASTUE_INLINE uint32_t picture_use(uint32_t purpose, int64_t iteration, int64_t t) {
+  return purpose | static_cast<uint32_t>(iteration) << 8 | static_cast<uint32_t>(t) << 16;
+}
+
 }  // namespace fastue

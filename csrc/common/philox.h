@@ -29,7 +29,9 @@ struct CropFlip {
   bool mirrored;
 };
 
-constexpr uint32_t kPurposeCropFlip = 1;  // of a keyed draw; the table is in fastue/ops/_keyed.py
+// Of keyed draws; the table is in fastue/ops/_keyed.py.
+constexpr uint32_t kPurposeCropFlip = 1;
+constexpr uint32_t kPurposeDiffusionStart = 7, kPurposeDiffusionStep = 8, kPurposeDiffusionCopy = 9;
 
 FASTUE_HD inline CropFlip crop_flip(int64_t id, uint64_t seed, int64_t epoch, int64_t pad, bool flip) {
   const uint64_t wide = static_cast<uint64_t>(id);

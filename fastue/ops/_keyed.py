@@ -2,7 +2,13 @@
 from it.
 
 csrc/common/philox.h and normal.h are its twins. A draw is a pure function of (seed, purpose, epoch,
-id) or (seed, purpose, draw, parameter, element): not of batch, order, thread, device or rank.
+id), (seed, purpose, draw, parameter, element) or (seed, purpose, iteration, t, id, pixel): not of
+batch, order, layout, thread, device or rank. The four words of a counter, by purpose:
+
+    CROP_FLIP       id low, id high, epoch, purpose
+    WEIGHTS_*       16 * block of 64 elements + lane, parameter, draw, purpose
+    DIFFUSION_*     channel * ceil(H*W/4) + pixel // 4, id low, id high, purpose + 2^8 iteration
+                    + 2^16 t; makes four neighbouring pixels of a channel
 """
 
 import math
@@ -18,6 +24,9 @@ WEIGHTS_TRAIN = 3
 WEIGHTS_NOISE_STEP = 4
 WEIGHTS_STATISTICS = 5
 WEIGHTS_ATTACK = 6
+DIFFUSION_START = 7  # pictures that an iteration begins with
+DIFFUSION_STEP = 8  # one reverse step
+DIFFUSION_COPY = 9  # the noisy copy of the protected pictures that a step is guided by
 
 
 def _mul(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,6 +68,25 @@ def normals(words: list[torch.Tensor]) -> list[torch.Tensor]:
         return [radius * angle.cos(), radius * angle.sin()]
 
     return pair(words[0], words[1]) + pair(words[2], words[3])
+
+
+def picture_normals(
+    like: torch.Tensor, ids: torch.Tensor, seed: int, purpose: int, iteration: int, t: int
+) -> torch.Tensor:
+    """Standard normal numbers for pictures like [B, C, H, W] of these ids, in its dtype."""
+    b, c, h, w = like.shape
+    quads = -(-h * w // 4)
+    words = philox(
+        (
+            torch.arange(c * quads, device=like.device),
+            (ids & 0xFFFFFFFF)[:, None],
+            (ids >> 32 & 0xFFFFFFFF)[:, None],
+            purpose | iteration << 8 | t << 16,
+        ),
+        seed,
+    )
+    z = torch.stack(normals(words), dim=-1)  # [B, C * quads, 4]
+    return z.view(b, c, 4 * quads)[..., : h * w].reshape(b, c, h, w).to(like.dtype)
 
 
 def crop_flip(
