@@ -61,8 +61,7 @@ def table(rows: list[dict], columns: tuple[str, ...]) -> str:
 
 def main() -> None:
     text, gpu = HEAD, False
-    elsewhere = {RESULTS / f"{name}.csv" for name in ("fullsize", "loaders", "streaming")}
-    for path in sorted(set(RESULTS.glob("*.csv")) - elsewhere - {protection.RESULTS}):  # no speeds
+    for path in sorted(RESULTS.glob("*.csv")):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         if not rows or "triton" not in rows[0]:  # accuracies and memory: other pages
