@@ -48,7 +48,8 @@ def refit(
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
 ) -> tuple[nn.Linear, dict[str, list[float]]]:
     """A linear layer fitted to features x float32 [N, D] and labels y int64 [N] by STEPS steps of
-    LBFGS on all of them (rate 0.5; without the line search it can diverge), and the curves of fastue.victims.train.fit over these steps."""
+    LBFGS on all of them (rate 0.5; without the line search it can diverge), and the curves of
+    fastue.victims.train.fit over these steps."""
     layer = nn.Linear(x.shape[1], classes, device=x.device)
     nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), lr=0.5, line_search_fn="strong_wolfe")
