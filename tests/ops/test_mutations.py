@@ -192,7 +192,8 @@ def judge(
     kind = "triton" if mutant[0] == "triton" else "cpp"
     place = folder / "kernels" if kind == "triton" else build(mutant, folder, objects)
     by_hand = mutant[0] in ("v3", "v4", "amx")
-    absent = [] if by_hand else ["conv3x3"]  # no portable code
+    # no portable code
+    absent = [] if by_hand and torch.cpu._is_avx512_supported() else ["conv3x3"]
     absent += [] if by_hand and torch.cpu._is_amx_tile_supported() else ["conv", "conv_weights"]
     return run_python(RUNNER, kind, place, concerned, *absent)
 
