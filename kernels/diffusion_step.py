@@ -1,8 +1,6 @@
 """diffusion_step in Triton: a program has BLOCK counters of one picture, each of which makes four
 neighbouring pixels of a channel. The definition is fastue/ops/diffusion_step."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -102,8 +100,8 @@ def diffusion_step(
     with _common.on_device_of(x):
         diffusion_step_kernel[(len(x), triton.cdiv(counters, block))](
             x, *(x if like is None else like for like in (eps, y, grad)), ids,
-            math.sqrt(1 / alpha_bar), math.sqrt(1 / alpha_bar - 1),
-            math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar), c0, cx, pull, push, sigma,
+            (1 / alpha_bar) ** 0.5, (1 / alpha_bar - 1) ** 0.5,
+            alpha_bar**0.5, (1 - alpha_bar) ** 0.5, c0, cx, pull, push, sigma,
             seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF,
             purpose.value | use, _common.PURPOSE_DIFFUSION_COPY.value | use, **flags,
             EPS=eps is not None, Y=y is not None, NOISY=noisy, GRAD=grad is not None,

@@ -78,8 +78,8 @@ def fit(
 ) -> tuple[nn.Module, dict[str, list[float]]]:
     """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and
     `accuracy` on the clean `test`, in percent; `picking` and `scoring` are the accuracy on its two
-    halves, for an adversary who stops early (see `halves`). `right` are bool tensors: which test
-    pictures.
+    halves, for an adversary who stops early (see `halves`). `right`: which test pictures, a
+    byte each, 1 or 0.
 
     Initial weights, order, augmentation and what `step` draws depend on `seed` alone.
     `train_accuracy` is on the training pictures as they are in `train`, without augmentation, at
@@ -135,7 +135,7 @@ def new_curves() -> dict[str, list[float]]:
 def score(curves: dict, right: Tensor) -> None:
     """Add to the curves which test pictures were classified right, bool [N]: in all, in each of the
     two halves, and, in memory, one by one (`right`)."""
-    curves.setdefault("right", []).append(right.bool().cpu())
+    curves.setdefault("right", []).append(right.bool().cpu().numpy().tobytes())
     picking, scoring = (rows.to(right.device) for rows in halves(len(right)))
     for name, part in (
         ("accuracy", right),

@@ -2,8 +2,8 @@
 on which the cases run.
 
 A mutant is (backend, file, the words there, what stands there instead). C++ mutants are compiled
-into a library of their own ("cpp": the portable code alone; "v4", "amx": with the hand-written
-AVX-512 or AMX code), CUDA ones, too, as C++ (cuda_host/), Triton ones become a package of their
+into a library of their own ("cpp": the portable code alone; "v3", "v4", "amx": with the
+hand-written AVX2, AVX-512 or AMX code), CUDA ones, too, as C++ (cuda_host/), Triton ones become a package of their
 own, and a process of their own uses them instead of the real ones.
 """
 
@@ -191,8 +191,9 @@ def judge(
         return run_python(CUDA_RUNNER, folder / "csrc", cuda_objects, concerned)
     kind = "triton" if mutant[0] == "triton" else "cpp"
     place = folder / "kernels" if kind == "triton" else build(mutant, folder, objects)
-    by_hand = mutant[0] in ("v4", "amx")
-    absent = [] if by_hand else ["conv3x3"]  # no portable code
+    by_hand = mutant[0] in ("v3", "v4", "amx")
+    # no portable code
+    absent = [] if by_hand and torch.cpu._is_avx512_supported() else ["conv3x3"]
     absent += [] if by_hand and torch.cpu._is_amx_tile_supported() else ["conv", "conv_weights"]
     return run_python(RUNNER, kind, place, concerned, *absent)
 
@@ -209,6 +210,8 @@ def run_python(code: str, *args) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_caught(name, tmp_path, objects, cuda_objects):
     mutant = MUTANTS[name]
+    if mutant[0] == "v3" and not torch.cpu._is_avx2_supported():
+        pytest.skip("this CPU has no AVX2")
     if mutant[0] == "v4" and not torch.cpu._is_avx512_supported():
         pytest.skip("this CPU has no AVX-512")
     if mutant[0] == "amx" and not torch.cpu._is_amx_tile_supported():
@@ -221,9 +224,11 @@ def test_a_planted_bug_is_caught(name, tmp_path, objects, cuda_objects):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["cpp", "v4", "triton", "cuda"])
+@pytest.mark.parametrize("kind", ["cpp", "v3", "v4", "triton", "cuda"])
 def test_without_a_bug_nothing_is_caught(kind, tmp_path, objects, cuda_objects):
     """Else the test above would prove nothing."""
+    if kind == "v3" and not torch.cpu._is_avx2_supported():
+        pytest.skip("this CPU has no AVX2")
     if kind == "v4" and not torch.cpu._is_avx512_supported():
         pytest.skip("this CPU has no AVX-512")
     mutant = (kind, *HEALTHY[1:])

@@ -41,7 +41,6 @@ def test_early_stopping_is_scored_on_pictures_it_did_not_see(tiny):
 
 def test_same_seed_same_curve_other_seed_other_curve(tiny):
     first, again, other = (train_victim(tiny(), tiny(seed=1), CONFIG, seed=s) for s in (0, 0, 1))
-    assert torch.equal(torch.stack(first.pop("right")), torch.stack(again.pop("right")))
     assert first == again and first["loss"] != other["loss"]
 
 
