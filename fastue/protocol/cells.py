@@ -26,8 +26,16 @@ from fastue.data.atomic import atomic_write_json, make_folder
 from fastue.data.budget import Budget
 from fastue.data.dataset import ImageDataset, batches
 from fastue.methods.base import duration
+from fastue.models.training import percent
 from fastue.protocol.arms import ARMS, PARTLY, arm_pictures, budget_key
-from fastue.victims.train import VictimConfig, check_pair, stopped, train_victim
+from fastue.victims.train import (
+    VictimConfig,
+    check_pair,
+    new_curves,
+    score,
+    stopped,
+    train_victim,
+)
 
 
 @dataclass(frozen=True)
@@ -260,6 +268,8 @@ def train_cell(
         curves = train_victim(train, test, victim, **options)
     else:
         curves = countermeasure.train(train, test, victim, means=means, **options)
+    if material.identities:
+        curves = of_identities(curves, material.test.labels, material.identities)
     accuracy_stopped, epoch_stopped = stopped(curves)
     row = {
         **asdict(cell),
@@ -275,21 +285,21 @@ def train_cell(
     }
     if countermeasure.aux:
         row["aux"] = "oracle" if material.oracle else len(material.aux)
-    if material.identities and "right" in curves:
-        row["identities"] = of_identities(
-            curves["right"], material.test.labels, material.identities
-        )
     # What a countermeasure found beside the curves, by name: a linear separability …
     return row | {name: value for name, value in curves.items() if isinstance(value, float)}
 
 
-def of_identities(right: Tensor, labels: Tensor, protected: tuple[int, ...]) -> dict[str, dict]:
-    """Accuracy in percent after the last epoch (`final`) and at the best one (`peak`), on the test
-    pictures of the protected identities and on those of the others. right bool [epochs, N].
-    """
+def of_identities(curves: dict, labels: Tensor, protected: tuple[int, ...]) -> dict:
+    """The curves on the test pictures of the protected identities (classes `protected`) alone;
+    `others_final` and `others_peak` are the accuracy on those of the others after the last epoch
+    and at the best one."""
+    if "right" not in curves:
+        raise DataError("this countermeasure does not say which pictures its victim gets right")
+    right = torch.tensor([list(epoch) for epoch in curves["right"]], dtype=torch.bool)
     mine = torch.isin(labels.cpu(), torch.tensor(protected))
-    found = {}
-    for name, rows in (("protected", mine), ("others", ~mine)):
-        curve = 100 * right[:, rows].float().mean(1)
-        found[name] = {"final": round(float(curve[-1]), 3), "peak": round(float(curve.max()), 3)}
-    return found
+    own = new_curves()
+    for epoch in right:
+        score(own, epoch[mine])
+    others = [round(percent(epoch[~mine]), 3) for epoch in right]
+    found = {name: own[name] for name in ("accuracy", "picking", "scoring")}
+    return {**curves, **found, "others_final": others[-1], "others_peak": max(others)}

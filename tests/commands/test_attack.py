@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastue.cli import main
 from fastue.commands.attack import attack
+from fastue.commands.protect import protect
 from fastue.core.errors import DataError, UsageError
 from fastue.countermeasures import SUITES
 from fastue.countermeasures.base import Countermeasure
@@ -186,3 +189,54 @@ def test_help_needs_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert "quick =" in printed.stdout and "--labels" in printed.stdout
+
+
+def face(identity: int, number: int) -> Image.Image:
+    """A synthetic face, 24 x 24: skin, hair, eyes and mouth are of the identity, pose and light are
+    not."""
+    own, pose = np.random.default_rng(identity), np.random.default_rng((identity, number))
+    skin, hair = own.integers(90, 230, 3), own.integers(10, 120, 3)
+    eyes, mouth = own.uniform(0.15, 0.3), own.uniform(0.1, 0.3)
+    down, right = pose.uniform(-0.08, 0.08, 2)
+    y, x = np.meshgrid(np.linspace(-1, 1, 24) - down, np.linspace(-1, 1, 24) - right, indexing="ij")
+    picture = np.full((24, 24, 3), pose.integers(0, 255, 3), float)
+    picture[(x / 0.65) ** 2 + (y / 0.9) ** 2 < 1] = skin
+    picture[((x / 0.7) ** 2 + (y / 0.95) ** 2 < 1) & (y < -0.35)] = hair
+    for side in (-1, 1):
+        picture[(x - side * eyes) ** 2 + (y + 0.1) ** 2 < 0.01] = 0
+    picture[(abs(x) < mouth) & (abs(y - 0.45) < 0.07)] = (150, 30, 40)
+    light = pose.uniform(0.8, 1.2) + pose.normal(0, 0.05, (24, 24, 1))
+    return Image.fromarray((picture * light).clip(0, 255).astype(np.uint8))
+
+
+def test_faces_of_some_identities_are_protected_beside_others(tmp_path):
+    for part, numbers in (("train", range(24)), ("test", range(100, 108))):
+        for identity in range(4):
+            folder = tmp_path / part / f"person{identity}"
+            folder.mkdir(parents=True)
+            for number in numbers:
+                face(identity, number).save(folder / f"{number}.png")
+    settings = {"mode": "class", "arch": "cnn-w8", "max_sweeps": 3, "train_steps": 4, "batch": 16}
+    protect(
+        tmp_path / "train", tmp_path / "out", check=False, identities="person0,person2", **settings
+    )
+    changed = {
+        path.parent.name
+        for path in (tmp_path / "out" / "images").rglob("*.png")
+        if (np.asarray(Image.open(path)) != np.asarray(
+            Image.open(tmp_path / "train" / path.parent.name / path.name))).any()
+    }  # fmt: skip
+    assert changed == {"person0", "person2"}, "the others are as they were"
+    result = attack(
+        tmp_path / "out",
+        tmp_path / "test",
+        arch="cnn-w8",
+        epochs=2,
+        batch=16,
+        arms=("clean", "protected"),
+    )
+    for row in result.rows:
+        assert 0 <= row["others_final"] <= row["others_peak"] <= 100
+        assert row["accuracy_final"] * 16 / 100 % 1 == pytest.approx(0), "of 16 pictures of two"
+    page = (tmp_path / "out" / "attack" / "report.md").read_text()
+    assert "| others final |" in page

@@ -270,8 +270,11 @@ def test_means_of_the_adversary(victims, material, run, tmp_path, tiny):
 
 def test_identities_are_told_apart():
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    right = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0]], dtype=torch.bool)
-    assert cells.of_identities(right, labels, (1,)) == {
-        "protected": {"final": 50.0, "peak": 100.0},
-        "others": {"final": 25.0, "peak": 25.0},
-    }
+    right = [[1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0]]
+    curves = {**CURVES, "right": [bytes(epoch) for epoch in right]}
+    found = cells.of_identities(curves, labels, (1,))
+    assert found["accuracy"] == [100.0, 50.0] and found["loss"] == CURVES["loss"]
+    assert (found["others_final"], found["others_peak"]) == (25.0, 25.0)
+    assert len(found["picking"]) == len(found["scoring"]) == 2
+    with pytest.raises(DataError, match="does not say which pictures"):
+        cells.of_identities(CURVES, labels, (1,))
