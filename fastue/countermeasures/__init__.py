@@ -20,6 +20,9 @@ SUMMARIES = {
     "none": "train on the pictures as they are",
     "grayscale": "colour taken out of the training pictures",
     "jpeg": "training pictures encoded as JPEG of quality 10",
+    "oneshot": "training pictures noised and denoised in one call of a diffusion model",
+    "avatar": "training pictures purified by a diffusion model from t = 100 (AVATAR)",
+    "jcdp": "training pictures purified four times from t = 20, guided by themselves (JCDP)",
 }
 SUITES = {"none": ("none",), "quick": ("none", "grayscale", "jpeg")}
 

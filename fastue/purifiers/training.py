@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastue.core.errors import DataError
-from fastue.data.atomic import canonical_json, make_folder, remove_stale_of
+from fastue.data.atomic import canonical_json, make_folder
 from fastue.data.dataset import ImageDataset
 from fastue.data.keyed import keyed_generator
 from fastue.data.tensorfile import read_tensors, write_tensors
@@ -93,7 +93,6 @@ def trained(
     if whole is not None:
         write_tensors(whole, net.state_dict(), key)
         part.unlink(missing_ok=True)
-        remove_stale_of(part)
     return net.eval()
 
 

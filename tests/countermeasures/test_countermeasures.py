@@ -8,35 +8,48 @@ from torch import nn
 
 from fastue.core.errors import DataError, UsageError
 from fastue.countermeasures import SUITES, SUMMARIES, load, suite
-from fastue.countermeasures.base import Countermeasure, identity
+from fastue.countermeasures.base import Countermeasure, Means, identity
 from fastue.models import build
 from fastue.models.training import sgd, to_input, train_step
+from fastue.purifiers import apply
+from fastue.purifiers.training import PurifierConfig
 
 
 def halved(images, labels, seed):
     return images // 2
 
 
+@pytest.fixture
+def means(tiny, monkeypatch):
+    """Auxiliary pictures, and purifiers that are trained in no time."""
+    monkeypatch.setattr(apply, "CONFIG", PurifierConfig(steps=2, width=8, batch=8))
+    return Means(aux=tiny(per_class=2, seed=9))
+
+
 @pytest.mark.parametrize("name", SUMMARIES)
 class TestEveryCountermeasure:
-    def test_shape_labels_and_ids_are_kept(self, name, tiny):
+    def test_shape_labels_and_ids_are_kept(self, name, tiny, means):
         data = tiny()
         before = data.images.clone()
-        train = load(name).training_set(data, seed=0)
+        train = load(name).training_set(data, seed=0, means=means)
         assert train.images.dtype == torch.uint8 and train.images.shape == data.images.shape
         assert train.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(train.labels, data.labels)
         assert (train.ids, train.classes) == (data.ids, data.classes)
         assert torch.equal(data.images, before), "it wrote into the pictures it was given"
 
-    def test_same_seed_same_pictures(self, name, tiny):
-        once, again = (load(name).training_set(tiny(), seed=3).images for _ in range(2))
+    def test_same_seed_same_pictures(self, name, tiny, means):
+        once, again = (
+            load(name).training_set(tiny(), seed=3, means=means).images for _ in range(2)
+        )
         assert torch.equal(once, again)
 
-    def test_it_changes_something(self, name, tiny):
+    def test_it_changes_something(self, name, tiny, means):
         countermeasure, data = load(name), tiny()
-        changed = not torch.equal(countermeasure.training_set(data, seed=0).images, data.images)
-        assert changed == (countermeasure.pictures is not identity)
+        train = countermeasure.training_set(data, seed=0, means=means)
+        changed = not torch.equal(train.images, data.images)
+        transforms = countermeasure.pictures is not identity or countermeasure.data is not None
+        assert changed == transforms
         assert (changed or countermeasure.step is not train_step) == (name != "none")
 
     def test_test_pictures_change_only_where_it_says_so(self, name, tiny):
@@ -44,8 +57,8 @@ class TestEveryCountermeasure:
         changed = not torch.equal(countermeasure.test_set(data, seed=0).images, data.images)
         assert changed == countermeasure.test
 
-    def test_its_step_trains(self, name, tiny):
-        data = load(name).training_set(tiny(), seed=0)
+    def test_its_step_trains(self, name, tiny, means):
+        data = load(name).training_set(tiny(), seed=0, means=means)
         model = build("cnn-w8", data.num_classes)
         before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         x, y = to_input(data.images), data.labels
@@ -114,3 +127,20 @@ def test_labels_of_test_pictures_are_not_told(tiny):
     spy = Countermeasure("spy", lambda x, y, seed: seen.append(y) or x, test=True)
     spy.training_set(tiny(), 0), spy.test_set(tiny(), 0)
     assert torch.equal(seen[0], tiny().labels) and seen[1] is None
+
+
+def test_purifying_needs_pictures_that_fit(tiny, means):
+    with pytest.raises(UsageError, match="--aux"):
+        load("oneshot").training_set(tiny(), 0)
+    gray = tiny()
+    gray.images = gray.images[:, :1]
+    with pytest.raises(DataError, match="cannot purify those of"):
+        load("oneshot").training_set(tiny(), 0, Means(aux=gray))
+
+
+def test_purifying_takes_a_number_of_steps():
+    assert load("jcdp-2").data.sampler.steps == 2 and load("jcdp-2") == load("jcdp-2")
+    assert load("jcdp-20").data == load("jcdp").data
+    for wrong in ("jcdp-21", "avatar-0", "jcdp-x", "oneshot-2"):
+        with pytest.raises(UsageError, match=wrong):
+            load(wrong)

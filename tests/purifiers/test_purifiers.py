@@ -1,6 +1,7 @@
 """Purifiers: the schedule, the same picture in any batch, and trainings that are cut off."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,15 +41,16 @@ def rough_net(channels=3):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_picture_comes_out_the_same_in_any_batch(name, tiny):
     images, ids, net = tiny().images[:9], torch.arange(9) + 100, rough_net()
-    whole = purify(net, images, ids, SAMPLERS[name], seed=5)
+    sampler = replace(SAMPLERS[name], steps=min(SAMPLERS[name].steps, 2))
+    whole = purify(net, images, ids, sampler, seed=5)
     assert not torch.equal(whole, images)
     for size in (1, 7):
         parts = [
-            purify(net, x, i, SAMPLERS[name], seed=5)
+            purify(net, x, i, sampler, seed=5)
             for x, i in zip(images.split(size), ids.split(size), strict=True)
         ]
         assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(purify(net, images, ids, SAMPLERS[name], seed=6), whole)
+    assert not torch.equal(purify(net, images, ids, sampler, seed=6), whole)
 
 
 def test_full_pull_gives_the_picture_back_and_none_does_not(tiny):
