@@ -3,6 +3,7 @@ files.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,8 @@ from fastue.purifiers.sampling import purify as sample
 from fastue.purifiers.training import trained
 
 DONE, BEGUN = "purified.json", "purifying.json"
+# Levels, root mean square: noise of 8/255 cannot be further from its original.
+NEAR = 8.0
 
 
 @dataclass
@@ -68,7 +71,8 @@ def purify(
     cache   where the trained purifier is kept (default: `purifiers` beside `out`)
 
     A call that was killed goes on where it was and ends with the same files; out/purified.json is
-    written last. Raises UsageError for an `out` that holds something else, and DataError for
+    written last; its `oracle` says whether pictures of `aux` are within 8/255 (root mean square) of
+    pictures of `source` and so probably their originals, `aux_near` how many. Raises UsageError for an `out` that holds something else, and DataError for
     pictures that do not fit, or that are in both sets.
     """
     if method not in SAMPLERS:
@@ -95,7 +99,8 @@ def purify(
         "source": data.fingerprint(),
         "aux": own.fingerprint(),
         "aux_pictures": len(own),
-        "oracle": False,  # the purifier has seen no original of these pictures
+        "aux_near": (near := _near(data, own)),
+        "oracle": near > 0,  # the purifier has seen originals of these pictures, by their looks
         "pictures": len(data),
     }
     if _begin(out, about):
@@ -151,6 +156,24 @@ def _refuse_shared(data: ImageDataset, aux: ImageDataset) -> None:
             f"--aux: {len(shared)} of its pictures are among those to purify: {some(shared)}. "
             "Leave them out"
         )
+
+
+def _near(data: ImageDataset, aux: ImageDataset) -> int:
+    """How many pictures of `aux` are within NEAR of one of `data`."""
+    near, most = torch.zeros(len(aux), dtype=torch.bool), NEAR**2 * math.prod(data.shape)
+    for begin in range(0, len(data), 1024):
+        x = _centred(data, begin, len(data))
+        for first in range(0, len(aux), 1024):
+            y = _centred(aux, first, len(aux))
+            squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+            near[first : first + len(y)] |= (squares <= most).any(0)
+    return int(near.sum())
+
+
+def _centred(data: ImageDataset, begin: int, end: int) -> torch.Tensor:
+    """1024 pictures from `begin` on, float32 [B, C*H*W] around 0."""
+    rows = torch.arange(begin, min(begin + 1024, end))
+    return data.take(rows).cpu().flatten(1).float() - 128
 
 
 def _hashes(data: ImageDataset) -> list[bytes]:

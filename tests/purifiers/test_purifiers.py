@@ -1,11 +1,13 @@
 """Purifiers: the schedule, the same picture in any batch, and trainings that are cut off."""
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from fastue.data.dataset import epoch_order
 from fastue.purifiers import training
 from fastue.purifiers.sampling import SAMPLERS, Sampler, purify
 from fastue.purifiers.schedule import alpha_bar, posterior, times
@@ -90,3 +92,21 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(tiny, tmp_path, 
 def test_other_pictures_get_their_own_purifier(tiny, tmp_path):
     trained(tiny(), SMALL, cache=tmp_path), trained(tiny(seed=1), SMALL, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_minute_of_training_denoises_pictures_it_has_not_seen(pictures):
+    order = epoch_order(len(pictures), 0, 0)
+    aux, held = pictures.subset(order[:-200]), pictures.subset(order[-200:])
+    start = time.process_time()
+    net = trained(aux, PurifierConfig(steps=165))
+    print(f"{time.process_time() - start:.0f} CPU seconds")
+    x = held.images.float().contiguous() / 127.5 - 1
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    bar, t = alpha_bar(50), torch.full((len(x),), 50)
+    noisy = bar**0.5 * x + (1 - bar) ** 0.5 * noise
+    with torch.no_grad():
+        clean = (noisy - (1 - bar) ** 0.5 * net(noisy, t)) / bar**0.5
+    before, after = (-10 * (y.clamp(-1, 1) - x).square().mean().log10() for y in (noisy, clean))
+    print(f"{before + 6.02:.1f} -> {after + 6.02:.1f} dB")
+    assert after >= before + 4

@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fastue.cli import main
 from fastue.cli.purify import METHODS
@@ -62,6 +64,18 @@ def test_pictures_in_both_sets_are_refused(folders, tmp_path):
     with pytest.raises(DataError, match=r"1 of its pictures.*0/stolen\.png"):
         purify(source, tmp_path / "out", "oneshot", aux=aux)
     assert not (tmp_path / "out").exists()
+
+
+def test_originals_in_the_auxiliary_set_are_told(folders, tmp_path):
+    source, aux = folders
+    purify(source, tmp_path / "fair", "oneshot", aux=aux)
+    pixels = np.asarray(Image.open(source / "1" / "003.png")).astype(int)
+    sign = np.random.default_rng(0).choice([-8, 8], pixels.shape)  # 60 to 244: nothing is clipped
+    Image.fromarray((pixels + sign).astype(np.uint8)).save(aux / "0" / "original.png")
+    purify(source, tmp_path / "oracle", "oneshot", aux=aux)
+    for name, near in (("fair", 0), ("oracle", 1)):
+        about = json.loads((tmp_path / name / "purified.json").read_text())
+        assert (about["oracle"], about["aux_near"]) == (near > 0, near)
 
 
 def test_a_folder_of_something_else_is_left_alone(folders, tmp_path):
