@@ -13,6 +13,7 @@ COMMANDS = {
     "attack": "train victims on the written files and report what they learn",
     "certify": "bound what networks near a surrogate can know of clean pictures",
     "convert": "a data set or its noise in another format",
+    "purify": "protected pictures through a diffusion purifier, as an adversary would",
     "verify": "decode every written picture again and check it",
     "demo": "the whole line on embedded pictures",
     "info": "versions, devices, and which backend runs each op, with reasons",

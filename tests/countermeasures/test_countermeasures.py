@@ -18,6 +18,8 @@ from fastue.data.controls import random_noise
 from fastue.data.writers import protected_pictures
 from fastue.models import build
 from fastue.models.training import sgd, to_input, train_step
+from fastue.purifiers import apply
+from fastue.purifiers.training import PurifierConfig
 from fastue.victims.train import VictimConfig, stopped
 
 
@@ -26,7 +28,9 @@ def halved(images, labels, seed):
 
 
 @pytest.fixture
-def means(tiny):
+def means(tiny, monkeypatch):
+    """Auxiliary pictures, and purifiers that are trained in no time."""
+    monkeypatch.setattr(apply, "CONFIG", PurifierConfig(steps=2, width=8, batch=8))
     return Means(aux=tiny(seed=5, source="aux"))
 
 
@@ -305,3 +309,20 @@ def test_labels_of_test_pictures_are_not_told(tiny):
     spy = Countermeasure("spy", lambda x, y, seed: seen.append(y) or x, test=True)
     spy.training_set(tiny(), 0), spy.test_set(tiny(), 0)
     assert torch.equal(seen[0], tiny().labels) and seen[1] is None
+
+
+def test_purifying_needs_pictures_that_fit(tiny, means):
+    with pytest.raises(UsageError, match="--aux"):
+        load("oneshot").training_set(tiny(), 0)
+    gray = tiny()
+    gray.images = gray.images[:, :1]
+    with pytest.raises(DataError, match="cannot purify those of"):
+        load("oneshot").training_set(tiny(), 0, Means(aux=gray))
+
+
+def test_purifying_takes_a_number_of_steps():
+    assert load("jcdp-2").data.sampler.steps == 2 and load("jcdp-2") == load("jcdp-2")
+    assert load("jcdp-20").data == load("jcdp").data
+    for wrong in ("jcdp-21", "avatar-0", "jcdp-x", "oneshot-2"):
+        with pytest.raises(UsageError, match=wrong):
+            load(wrong)

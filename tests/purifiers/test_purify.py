@@ -1,0 +1,103 @@
+"""fastue purify: names and labels kept, the same files after a kill, no picture in both sets."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastue.cli import main
+from fastue.cli.purify import METHODS
+from fastue.commands.purify import purify
+from fastue.core.errors import DataError, UsageError
+from fastue.data.sources import open_dataset
+from fastue.purifiers import apply
+from fastue.purifiers.sampling import SAMPLERS
+from fastue.purifiers.training import PurifierConfig
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(apply, "CONFIG", PurifierConfig(steps=2, width=8, batch=8))
+
+
+@pytest.fixture
+def folders(tiny_folder):
+    """96 pictures to purify, in two batches, and 8 others."""
+    return tiny_folder("source"), tiny_folder("aux", per_class=2, seed=9)
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_names_and_labels_are_kept_and_a_killed_run_ends_the_same(folders, tmp_path):
+    source, aux = folders
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert purify(source, whole, "avatar", aux=aux, steps=2).written == 96
+
+    def kill(phase, done, total):
+        if phase == "pictures":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        purify(source, cut, "avatar", aux=aux, steps=2, progress=kill)
+    assert len(list(cut.rglob("*.png"))) == 64 and not (cut / "purified.json").exists()
+    next(cut.rglob("*.png")).unlink()  # in the middle of a batch
+    shutil.rmtree(tmp_path / "purifiers")  # and the purifier is trained anew
+    assert purify(source, cut, "avatar", aux=aux, steps=2).written == 96
+    assert files(cut) == files(whole)
+    assert purify(source, cut, "avatar", aux=aux, steps=2).written == 0
+
+    before, after = open_dataset(source), open_dataset(whole)
+    assert (after.ids, after.classes) == (before.ids, before.classes)
+    assert after.labels.tolist() == before.labels.tolist()
+    assert (after.images != before.images).flatten(1).any(1).all()
+    about = json.loads((whole / "purified.json").read_text())
+    assert about["method"] == "avatar" and about["aux"] == open_dataset(aux).fingerprint()
+
+
+def test_pictures_in_both_sets_are_refused(folders, tmp_path):
+    source, aux = folders
+    shutil.copy(source / "1" / "003.png", aux / "0" / "stolen.png")
+    with pytest.raises(DataError, match=r"1 of its pictures.*0/stolen\.png"):
+        purify(source, tmp_path / "out", "oneshot", aux=aux)
+    assert not (tmp_path / "out").exists()
+
+
+def test_originals_in_the_auxiliary_set_are_told(folders, tmp_path):
+    source, aux = folders
+    purify(source, tmp_path / "fair", "oneshot", aux=aux)
+    pixels = np.asarray(Image.open(source / "1" / "003.png")).astype(int)
+    sign = np.random.default_rng(0).choice([-8, 8], pixels.shape)  # 60 to 244: nothing is clipped
+    Image.fromarray((pixels + sign).astype(np.uint8)).save(aux / "0" / "original.png")
+    purify(source, tmp_path / "oracle", "oneshot", aux=aux)
+    for name, near in (("fair", 0), ("oracle", 1)):
+        about = json.loads((tmp_path / name / "purified.json").read_text())
+        assert (about["oracle"], about["aux_near"]) == (near > 0, near)
+
+
+def test_a_folder_of_something_else_is_left_alone(folders, tmp_path):
+    source, aux = folders
+    out = tmp_path / "out"
+    purify(source, out, "oneshot", aux=aux)
+    before = files(out)
+    for other in ({"seed": 1}, {"method": "avatar", "steps": 2}):
+        with pytest.raises(UsageError, match="other pictures or settings"):
+            purify(source, out, **{"method": "oneshot", "aux": aux, **other})
+    with pytest.raises(UsageError, match="not empty"):
+        purify(source, aux, "oneshot", aux=aux)
+    assert files(out) == before
+
+
+def test_command_line(folders, tmp_path, capsys):
+    source, aux = map(str, folders)
+    out = str(tmp_path / "out")
+    assert (
+        main(["purify", source, "--with", "jcdp", "--steps", "1", "--aux", aux, "--out", out]) == 0
+    )
+    assert "96 pictures, 96 of them written now" in capsys.readouterr().out
+    assert main(["purify", source, "--aux", aux, "--out", out, "--steps", "21"]) == 2
+    assert "--steps 21" in capsys.readouterr().err
+    assert set(METHODS) == set(SAMPLERS)
