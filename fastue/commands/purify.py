@@ -71,10 +71,10 @@ def purify(
     cache   where the trained purifier is kept (default: `purifiers` beside `out`)
 
     A call that was killed goes on where it was and ends with the same files; out/purified.json is
-    written last; its `oracle` says whether pictures of `aux` are within 8/255 (root mean square) of
-    pictures of `source` and so probably their originals, `aux_near` how many. Raises UsageError for
-    an `out` that holds something else, and DataError for pictures that do not fit, or that are in
-    both sets.
+    written last. Its `oracle` says whether pictures of `aux` are within 8/255 (root mean square) of
+    pictures of `source`, and so probably their originals; `aux_near` says how many. Raises
+    UsageError for an `out` that holds something else, and DataError for pictures that do not fit,
+    or that are in both sets.
     """
     if method not in SAMPLERS:
         raise UsageError(f"--with {method}: unknown. Use one of {', '.join(SAMPLERS)}")
