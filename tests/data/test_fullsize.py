@@ -1,6 +1,7 @@
 """Pictures of any size: noise for their views, enlarged; written, checked, read back."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,7 +274,9 @@ def test_attack_trains_on_views_and_needs_no_run_file(source, tmp_path, monkeypa
         return {**curves, "loss": [1.0], "train_accuracy": [99.0]}
 
     monkeypatch.setattr(cells, "train_victim", fake)
-    attack(out, source, source=source, arms=["clean", "protected"], arch="cnn-w8", epochs=1)
+    test = open_dataset(source, size=SIZE)
+    test = replace(test, images=255 - test.images)
+    attack(out, test, source=source, arms=["clean", "protected"], arch="cnn-w8", epochs=1)
     clean, protected = (train for train, _ in sets)
     assert {data.shape for pair in sets for data in pair} == {(3, SIZE, SIZE)}
     assert torch.equal(clean.images, open_dataset(source, size=SIZE).images)

@@ -61,6 +61,7 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
         "crossed": _case(g, dtype, 4, 3, 8, 12, crossed),
         "gray": _case(g, dtype, 3, 1, 8, 12),
         "gray_odd": _case(g, dtype, 3, 1, 7, 5, noisy=True),
+        "gray_odd_planar": _case(g, dtype, 2, 1, 5, 7, (PLANAR,) * 4),
         "plain": _case(g, dtype, 3, 3, 8, 8, guided=False, climbs=False),
         "last": _case(g, dtype, 3, 3, 8, 8, sigma=0.0),
         "released": _case(g, dtype, 3, 3, 8, 8, (PLANAR,) * 4, climbs=False, noisy=True, **AT_19),
