@@ -25,7 +25,7 @@ from fastue.data.folder import some
 from fastue.data.layout import MANIFEST
 from fastue.data.sources import open_dataset
 from fastue.data.verify import open_protected
-from fastue.data.writers import encode_png, picture_names, pixel_hash
+from fastue.data.writers import encode_png, picture_hashes, picture_names
 from fastue.models.training import resolve_device
 from fastue.purifiers import apply
 from fastue.purifiers.sampling import BATCH, SAMPLERS
@@ -150,8 +150,8 @@ def _begin(out: Path, about: dict) -> bool:
 
 def _refuse_shared(data: ImageDataset, aux: ImageDataset) -> None:
     """An auxiliary picture that is to be purified would make the attack look stronger."""
-    ours = set(_hashes(data))
-    shared = [name for name, own in zip(aux.ids, _hashes(aux), strict=True) if own in ours]
+    ours = set(picture_hashes(data))
+    shared = [name for name, own in zip(aux.ids, picture_hashes(aux), strict=True) if own in ours]
     if shared:
         raise DataError(
             f"--aux: {len(shared)} of its pictures are among those to purify: {some(shared)}. "
@@ -175,13 +175,3 @@ def _centred(data: ImageDataset, begin: int, end: int) -> torch.Tensor:
     """1024 pictures from `begin` on, float32 [B, C*H*W] around 0."""
     rows = torch.arange(begin, min(begin + 1024, end))
     return data.take(rows).cpu().flatten(1).float() - 128
-
-
-def _hashes(data: ImageDataset) -> list[bytes]:
-    hashes = []
-    for begin in range(0, len(data), BATCH):
-        rows = torch.arange(begin, min(begin + BATCH, len(data)))
-        hashes += [
-            pixel_hash(x.numpy()).tobytes() for x in data.take(rows).cpu().permute(0, 2, 3, 1)
-        ]
-    return hashes

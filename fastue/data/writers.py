@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastue.core.errors import DataError
 from fastue.data.atomic import atomic_write, atomic_write_bytes, make_folder, sync_all, writing
-from fastue.data.dataset import ImageDataset
+from fastue.data.dataset import ImageDataset, batches
 from fastue.data.fullsize import enlarge, files_of, original
 from fastue.data.parallel import map_blocks
 from fastue.data.pictures import EXTENSIONS, PictureError, decode
@@ -165,6 +165,15 @@ def encode_png(pixels: np.ndarray) -> bytes:
 def pixel_hash(pixels: np.ndarray) -> np.ndarray:
     """sha256 of uint8 pixels [H,W,C], as uint8 [32]."""
     return np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), dtype=np.uint8)
+
+
+def picture_hashes(dataset: ImageDataset) -> list[bytes]:
+    """pixel_hash of every picture, in row order."""
+    hashes: list[bytes] = []
+    for x, _, _ in batches(dataset, 1024):
+        pixels = x.permute(0, 2, 3, 1).cpu().numpy()
+        hashes += [pixel_hash(picture).tobytes() for picture in pixels]
+    return hashes
 
 
 def picture_names(dataset: ImageDataset) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -24,7 +25,8 @@ from fastue.core.errors import DataError, UsageError
 from fastue.countermeasures.base import Countermeasure, Means
 from fastue.data.atomic import atomic_write_json, make_folder
 from fastue.data.budget import Budget
-from fastue.data.dataset import ImageDataset, batches
+from fastue.data.dataset import ImageDataset
+from fastue.data.writers import picture_hashes
 from fastue.methods.base import duration
 from fastue.models.training import percent
 from fastue.protocol.arms import ARMS, PARTLY, arm_pictures, budget_key
@@ -85,20 +87,23 @@ class Material:
             raise UsageError("--arms: the controls need the clean originals; pass --source")
         for data in filter(None, (self.protected, self.originals, self.aux)):
             check_pair(data, self.test)
-        self._check_disjoint()
+        if self._common:
+            raise DataError(self._common)
 
-    def _check_disjoint(self) -> None:
-        """Raises DataError where two of the sets have a picture in common."""
+    @functools.cached_property
+    def _common(self) -> str:
+        """What is wrong where two of the sets have a picture in common: every picture is hashed."""
         sets = [("the originals", self.originals or self.protected), ("--clean", self.test)]
         if self.aux is not None and not self.oracle:
             sets.append(("--aux", self.aux))
-        found = [(name, picture_hashes(data)) for name, data in sets]
+        found = [(name, set(picture_hashes(data))) for name, data in sets]
         for (one, first), (other, second) in itertools.combinations(found, 2):
             if common := len(first & second):
-                raise DataError(
+                return (
                     f"{other}: {common} of its pictures are among {one}; what a victim has seen "
                     "says nothing about what it has learnt. Pass sets without common pictures"
                 )
+        return ""
 
     def training_set(self, cell: Cell) -> ImageDataset:
         originals = self.originals or self.protected
@@ -125,15 +130,6 @@ class RowKeys:
         if countermeasure.version != 1:  # the first version's rows are named as before versions
             identity["countermeasure_version"] = countermeasure.version
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def picture_hashes(data: ImageDataset) -> set[bytes]:
-    """sha256 of each picture's pixels."""
-    hashes: set[bytes] = set()
-    for x, _, _ in batches(data, 1024):
-        pixels = x.permute(0, 2, 3, 1).cpu().numpy()
-        hashes.update(hashlib.sha256(picture.tobytes()).digest() for picture in pixels)
-    return hashes
 
 
 def evaluate(
