@@ -82,6 +82,16 @@ class Countermeasure:
         return replace(data, images=images.to(data.device))
 
 
+def by_blocks(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """change(uint8 [B,C,H,W]) -> float32 of the same shape, for so many pictures at a time, rounded
+    and clamped to uint8: float32 of a whole data set would be four times its size."""
+    out = torch.empty_like(images)
+    for start in range(0, len(images), 1024):
+        part = slice(start, start + 1024)
+        out[part] = change(images[part]).round().clamp(0, 255)
+    return out
+
+
 def number(strength: str, low: float, high: float) -> int | float:
     """What stands behind the name of a countermeasure (the 30 of jpeg-30): a whole number where
     `low` is one. Raises UsageError where it is none, or outside of low to high."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastue.countermeasures.base import Countermeasure
+from fastue.countermeasures.cutout import inside
 from fastue.countermeasures.mixup import Parts, blended
 from fastue.models.training import train_step
 
@@ -23,22 +24,13 @@ def cutmix(x: Tensor, y: Tensor) -> tuple[Tensor, Parts]:
     for _ in range(TIMES):
         other = torch.randperm(b, device=x.device)
         side = torch.rand(b, 1, device=x.device).sqrt()  # of the box, in sides of the picture
-        box = _inside(side, h)[:, :, None] & _inside(side, w)[:, None, :]
+        box = inside(side, h)[:, :, None] & inside(side, w)[:, None, :]
         box &= (torch.rand(b, device=x.device) < PROBABILITY)[:, None, None]
         x = torch.where(box[:, None], source[other], x)
         pasted = box.float().mean((1, 2))
         parts = [(labels, share * (1 - pasted)) for labels, share in parts]
         parts.append((y[other], pasted))
     return x, parts
-
-
-def _inside(side: Tensor, size: int) -> Tensor:
-    """Which rows (or columns) the box takes, bool [b, size]; its centre is anywhere."""
-    centre = torch.randint(size, side.shape, device=side.device)
-    length = (side * size).int()
-    start = centre - length // 2
-    place = torch.arange(size, device=side.device)
-    return (place >= start) & (place < start + length)
 
 
 def step(model, optimizer, x: Tensor, y: Tensor, **options) -> Tensor:

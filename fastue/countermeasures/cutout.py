@@ -12,16 +12,20 @@ from fastue.models.training import train_step
 
 def cutout(x: Tensor) -> Tensor:
     """x [B,C,H,W] -> a copy with a hole of zeros, H/2 x W/2, in each picture."""
-    b, _, h, w = x.shape
-    rows, columns = _inside(b, h, x.device), _inside(b, w, x.device)
+    _, _, h, w = x.shape
+    half = torch.full((len(x), 1), 0.5, device=x.device)
+    rows, columns = inside(half, h), inside(half, w)
     return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-def _inside(b: int, size: int, device: torch.device) -> Tensor:
-    """Which rows (or columns) the hole takes, bool [b, size]."""
-    start = torch.randint(size, (b, 1), device=device) - size // 4
-    place = torch.arange(size, device=device)
-    return (place >= start) & (place < start + size // 2)
+def inside(side: Tensor, size: int) -> Tensor:
+    """Which of `size` rows (or columns) a box takes in each picture, bool [B, size]: it is `side`
+    [B, 1] sides of the picture long, and its centre is anywhere."""
+    centre = torch.randint(size, side.shape, device=side.device)
+    length = (side * size).int()
+    start = centre - length // 2
+    place = torch.arange(size, device=side.device)
+    return (place >= start) & (place < start + length)
 
 
 def step(model, optimizer, x: Tensor, y: Tensor, **options) -> Tensor:

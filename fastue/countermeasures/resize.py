@@ -7,31 +7,24 @@ be had.
 
 import functools
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastue.countermeasures.base import Countermeasure, number
+from fastue.countermeasures.base import Countermeasure, by_blocks, number
 
 FACTOR = 0.5
-_BLOCK = 1024  # float32 of a whole data set would be four times its size
 
 
 def round_trip(images: Tensor, labels: Tensor | None, seed: int, *, factor: float) -> Tensor:
     """images uint8 [N,C,H,W] -> made smaller by `factor` and as large as they were."""
     size = tuple(images.shape[2:])
     small = tuple(max(1, round(side * factor)) for side in size)
-    out = torch.empty_like(images)
-    for start in range(0, len(images), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        out[part] = _resized(_resized(images[part], small), size)
-    return out
+    return by_blocks(images, lambda part: _resized(_resized(part, small).round(), size))
 
 
 def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
-    """uint8 [N,C,H,W] -> uint8 [N,C,*size]. In float32: the uint8 form exists on the CPU only."""
-    x = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-    return x.round().clamp(0, 255).to(torch.uint8)
+    """[N,C,H,W] -> float32 [N,C,*size]: the uint8 form of it exists on the CPU only."""
+    return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
 
 
 @functools.cache
