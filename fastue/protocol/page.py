@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 
-from PIL import Image
 from torch import Tensor
 
 from fastue.countermeasures import SUMMARIES, family_of
+from fastue.data.writers import encode_png
 from fastue.protocol import tables
 from fastue.protocol.plot import Line, svg
 from fastue.protocol.summary import Setting, protected_share, settings
 from fastue.protocol.verdict import holds, verdict
 
-LARGEST_SHARP = (
-    128  # pixels: larger pictures are shown smaller than they are, which wants smoothing
-)
+# Pixels: larger pictures are shown smaller than they are, which wants smoothing.
+LARGEST_SHARP = 128
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --soft: #f3f2ee; --line: #d5d3cc;
@@ -215,8 +213,6 @@ def _pictures(columns: dict[str, Tensor]) -> str:
 def _image(picture: Tensor, alt: str) -> str:
     """uint8 [C,H,W] inside the page, pixel by pixel."""
     pixels = picture.permute(1, 2, 0).cpu().contiguous().numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(encode_png(pixels)).decode()
     sharp = " class='sharp'" if max(pixels.shape[:2]) <= LARGEST_SHARP else ""
     return f"<img{sharp} alt='{html.escape(alt)}' src='data:image/png;base64,{data}'>"
