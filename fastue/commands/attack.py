@@ -68,7 +68,8 @@ def attack(
                themselves, as some papers have it
     out        where rows/, results.json and the reports go; rows that are there with the same
                pictures and settings are not trained again (default: directory/attack)
-    suite      countermeasures: none, quick, names, or a list that may hold your own Countermeasure
+    suite      countermeasures: none, quick, standard, full, names, or a list that may hold your own
+               Countermeasure
     arch       one victim network or several
     arms       some of clean, protected, random-sample, random-class (default: these four);
                protected-25, protected-50 and protected-75 have that percentage protected and the
@@ -170,9 +171,11 @@ def _material(
 ) -> Material:
     from fastue.data.budget import Budget
     from fastue.data.verify import open_protected
+    from fastue.methods.base import classes_of
     from fastue.protocol.cells import Material
 
     size = size or run.get("size") or manifest.get("size")
+    identities = classes_of(manifest["config"].get("identities", ""), manifest["classes"])
     test, oracle = _opened(clean, size, labels), isinstance(aux, str) and aux == "oracle"
     return Material(
         open_protected(directory),
@@ -181,14 +184,8 @@ def _material(
         Budget.of(manifest),
         test if oracle else None if aux is None else _opened(aux, size),
         oracle,
-        _identities(manifest),
+        () if len(identities) == len(manifest["classes"]) else tuple(identities),
     )
-
-
-def _identities(manifest: dict) -> tuple[int, ...]:
-    """The protected classes where not all are."""
-    names = [name for name in manifest["config"].get("identities", "").split(",") if name]
-    return tuple(manifest["classes"].index(name.strip()) for name in names)
 
 
 def _protection_and_versions(manifest: dict) -> dict:

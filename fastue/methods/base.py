@@ -94,6 +94,21 @@ def some_of(text: str, names: tuple[str, ...]) -> str:
     return ",".join(name for name in names if name in found)
 
 
+def classes_of(identities: str, classes: list[str]) -> list[int]:
+    """Which of the classes `a,b` names, in their order; all for an empty text. Raises UsageError for
+    a name that is no class.
+    """
+    names = [name.strip() for name in identities.split(",")]
+    if names == [""]:
+        return list(range(len(classes)))
+    if unknown := [name for name in names if name not in classes]:
+        raise UsageError(
+            f"--identities: {unknown[0]!r} is no class; there are {', '.join(classes[:10])}"
+            + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
+        )
+    return sorted({classes.index(name) for name in names})
+
+
 ABOVE_0 = (lambda value: value > 0, "must be above 0")
 
 
@@ -173,15 +188,7 @@ class Config:
         """Which of the classes get noise: those of a method's `identities`, or all. Raises
         UsageError for a name that is no class.
         """
-        names = [name.strip() for name in getattr(self, "identities", "").split(",")]
-        if names == [""]:
-            return list(range(len(classes)))
-        if unknown := [name for name in names if name not in classes]:
-            raise UsageError(
-                f"--identities: {unknown[0]!r} is no class; there are {', '.join(classes[:10])}"
-                + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
-            )
-        return sorted({classes.index(name) for name in names})
+        return classes_of(getattr(self, "identities", ""), classes)
 
     def on(self, device: torch.device) -> Config:
         """The same with what depends on the device (`auto`) filled in."""

@@ -131,10 +131,10 @@ def _input_gradient(theta: FrozenCopy, noisy: Tensor, y: Tensor) -> tuple[Tensor
 class Run:
     """One run of a method that trains a surrogate and sweeps over the pictures in turns.
 
-    `rows` are the pictures a sweep goes over. The noise, zero at first, has a value for each block
-    of `grain` x `grain` pixels; it is in channels_last on the device of `data`. Noise of pictures
-    that does not fit in memory, or that several ranks work on, is in shard files (`bank`): a sweep
-    then goes shard by shard, each rank over its own.
+    `rows` are the pictures a sweep goes over, in order where each has noise of its own. The noise,
+    zero at first, has a value for each block of `grain` x `grain` pixels; it is in channels_last on
+    the device of `data`. Noise of pictures that does not fit in memory, or that several ranks work
+    on, is in shard files (`bank`): a sweep then goes shard by shard, each rank over its own.
     """
 
     def __init__(
@@ -287,8 +287,8 @@ class Run:
                     noise = bank.load(shard, then).to(device)
                 self._window = rows.start, noise
                 self._correct.zero_()
-                within = (self.rows >= rows.start) & (self.rows < rows.stop)
-                part = self.rows[within].to(device)
+                ends = torch.searchsorted(self.rows, torch.tensor([rows.start, rows.stop]))
+                part = self.rows[slice(*ends.tolist())].to(device)
                 batches = self.clock.over("data", dataset.batches(self.data, self.batch, part))
                 for number, (x, y, index) in enumerate(batches, first + rows.start // self.batch):
                     yield x, y, index, number
