@@ -4,6 +4,7 @@ own."""
 from pathlib import Path
 
 from fastue.cli.parse import positive
+from fastue.cli.progress import Progress
 
 METHODS = {  # of fastue.purifiers.sampling.SAMPLERS, which would load torch
     "oneshot": "one call of the network at t = 60",
@@ -32,6 +33,7 @@ def _listed() -> str:
 def run(args) -> int:
     from fastue.commands.purify import purify
 
+    progress = Progress("done")
     result = purify(
         args.source,
         args.out,
@@ -42,19 +44,8 @@ def run(args) -> int:
         size=args.size,
         cache=args.cache,
         device=args.device,
-        progress=_Progress(),
+        progress=lambda phase, done, total: progress.update(phase, done, total, {}),
     )
+    progress.close()
     print(f"{result.path}: {result.pictures} pictures, {result.written} of them written now")
     return 0
-
-
-class _Progress:
-    """A line at each tenth of a phase."""
-
-    def __init__(self) -> None:
-        self.told: tuple[str, int] | None = None
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if (now := (phase, 10 * done // total)) != self.told:
-            self.told = now
-            print(f"{phase} {done}/{total}", flush=True)
