@@ -34,7 +34,7 @@ from bench.certify import out_of_place
 from bench.methods import EPS, min_min
 from bench.ops import facts
 from fastue import models
-from fastue.countermeasures.grayscale import grayscale
+from fastue.countermeasures import load
 from fastue.data.dataset import ImageDataset
 from fastue.data.sources import open_dataset
 from fastue.data.writers import protected_pictures
@@ -43,6 +43,7 @@ from fastue.methods.base import Config, Perturbation
 from fastue.models.training import resolve_device, sgd, train_step
 from fastue.protocol.arms import ARMS, arm_pictures
 from fastue.protocol.check import check_protection
+from fastue.protocol.survival import HANDLINGS
 from fastue.victims.train import VictimConfig, fit, stopped
 
 RESULTS = Path(__file__).parent / "results" / "protection.csv"
@@ -65,29 +66,20 @@ def each(picture: Callable[[Image.Image], Image.Image]) -> Callable[[torch.Tenso
     return pictures
 
 
-def jpeg(quality: int) -> Callable[[Image.Image], Image.Image]:
-    def encoded(picture: Image.Image) -> Image.Image:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
-        return Image.open(file)
-
-    return encoded
-
-
-def half_size(picture: Image.Image) -> Image.Image:
-    small = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
-    return small.resize(picture.size, Image.Resampling.BICUBIC)
+def counter(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A countermeasure's pictures."""
+    return lambda images: load(name).pictures(images, None, 0).contiguous()
 
 
 # What is done to the training pictures; test pictures stay as they are.
 AFTER = {
     "none": lambda images: images,
-    "grayscale": lambda images: grayscale(images, None, 0).contiguous(),
-    "jpeg75": each(jpeg(75)),
-    "jpeg30": each(jpeg(30)),
-    "jpeg10": each(jpeg(10)),
+    "grayscale": counter("grayscale"),
+    "jpeg75": counter("jpeg-75"),
+    "jpeg30": counter("jpeg-30"),
+    "jpeg10": counter("jpeg"),
     "blur1": each(lambda picture: picture.filter(ImageFilter.GaussianBlur(1))),
-    "half-size": each(half_size),
+    "half-size": each(HANDLINGS["half the size and back"]),
 }
 
 

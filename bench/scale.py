@@ -9,6 +9,7 @@ over `--disk`. Decoding and PNG writing are the rates of one core that bench/loa
 
 import argparse
 import csv
+import functools
 import math
 
 import torch
@@ -24,6 +25,7 @@ PEAK = 989e12  # dense bf16 of an H100 SXM5: NVIDIA H100 data sheet
 GPUS = (1, 8)
 
 
+@functools.cache
 def flops(arch: str) -> tuple[float, float]:
     """Of a picture: in a training step, and in a noise step (forward and gradient of the input)."""
     model, counts = models.build(arch, CLASSES), []
