@@ -8,6 +8,7 @@ import torch
 
 from fastue.core.errors import DataError
 from fastue.data.dataset import ImageDataset
+from fastue.purifiers.perceptual import trained_features
 from fastue.purifiers.sampling import Sampler, purify
 from fastue.purifiers.training import PurifierConfig, trained
 
@@ -38,6 +39,7 @@ def purified(
     """
     check_aux(data, aux)
     net = trained(aux, CONFIG, cache=cache, progress=progress)
+    distance = trained_features(aux, cache=cache) if sampler.looks else None
     rows = torch.arange(len(data), device=data.device)
     images = purify(
         net,
@@ -45,6 +47,7 @@ def purified(
         rows,
         sampler,
         seed=seed,
+        distance=distance,
         progress=lambda done, total: progress("purified", done, total),
     )
     return replace(data, images=images)
