@@ -12,14 +12,13 @@ from fastue.cli.purify import METHODS
 from fastue.commands.purify import purify
 from fastue.core.errors import DataError, UsageError
 from fastue.data.sources import open_dataset
-from fastue.purifiers import apply
 from fastue.purifiers.sampling import SAMPLERS
-from fastue.purifiers.training import PurifierConfig
+from fastue.purifiers.training import CONFIGS, PurifierConfig
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(apply, "CONFIG", PurifierConfig(steps=2, width=8, batch=8))
+    monkeypatch.setitem(CONFIGS, "small", PurifierConfig(steps=2, width=8, batch=8))
 
 
 @pytest.fixture
