@@ -5,10 +5,11 @@ from pathlib import Path
 
 from fastue.cli.parse import positive
 
-METHODS = {  # of fastue.purifiers.sampling.SAMPLERS, which would load torch
+METHODS = {  # fastue.purifiers.sampling.SAMPLERS, which would load torch, and dvae
     "oneshot": "one call of the network at t = 60",
     "avatar": "once from t = 100, 10 steps",
     "jcdp": "4 times 20 steps from t = 20, guided by the protected picture",
+    "dvae": "an autoencoder with little room, trained on the protected pictures alone",
 }
 
 
@@ -22,8 +23,8 @@ def add_arguments(parser) -> None:
     add("--with", dest="method", choices=tuple(METHODS), default="jcdp", help=_listed())
     add(
         "--aux",
-        required=True,
-        help="clean pictures, none of them in the source, to train on; oracle: the originals",
+        help="clean pictures, none of them in the source, to train on (not for dvae); "
+        "oracle: the originals",
     )
     add("--out", type=Path, required=True, help="a new folder for the purified pictures")
     add("--steps", type=positive, help="steps of an iteration, where not the method's")

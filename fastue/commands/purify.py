@@ -33,6 +33,7 @@ from fastue.data.tensorfile import file_sha256
 from fastue.data.verify import open_protected
 from fastue.data.writers import encode_png, picture_names, pixel_hash
 from fastue.models.training import resolve_device
+from fastue.purifiers import dvae
 from fastue.purifiers.apply import check_aux
 from fastue.purifiers.perceptual import lpips, trained_features
 from fastue.purifiers.sampling import BATCH, COMPAT, SAMPLERS, Sampler
@@ -61,7 +62,7 @@ def purify(
     out: str | os.PathLike[str],
     method: str = "jcdp",
     *,
-    aux: str | os.PathLike[str],
+    aux: str | os.PathLike[str] | None = None,
     steps: int | None = None,
     net: str = "small",
     train_steps: int | None = None,
@@ -77,7 +78,8 @@ def purify(
     """Purify the pictures of `source` into out/<class>/<name>.png, labels and names kept.
 
     source  a directory of `fastue protect`, or pictures as open_dataset takes them
-    method  oneshot, avatar or jcdp (docs/PURIFY.md)
+    method  oneshot, avatar, jcdp, or dvae, which takes none of what follows but seed, size, cache
+            and device (docs/PURIFY.md)
     aux     clean pictures that the purifier is trained on, as open_dataset takes them; none of them
             may be in `source`, or among its originals where these still are where protect read
             them. "oracle": those originals themselves, as some papers have it
@@ -99,60 +101,41 @@ def purify(
     probably their originals; `aux_near` says how many. Raises UsageError for an `out` that holds
     something else, and DataError for pictures that do not fit, or that are in both sets.
     """
-    sampler = _sampler(method, steps, compat)
-    config = _config(net, train_steps, weights)
-    if perceptual not in PERCEPTUAL:
-        raise UsageError(f"--perceptual {perceptual}: use one of {', '.join(PERCEPTUAL)}")
     out, target = Path(out), resolve_device(device)
     if (Path(source) / MANIFEST).exists():
         data, originals = open_protected(source), _originals(Path(source))
     else:
         data, originals = open_dataset(source, size=size), None
-    if oracle := str(aux) == "oracle":
-        if originals is None:
-            raise UsageError("--aux oracle: the originals are not where protect read them")
-        own = originals
+    kept = out.absolute().parent / "purifiers" if cache is None else Path(cache)
+    if method == "dvae":
+        if (aux, steps, train_steps, weights, compat) != (None,) * 5:
+            raise UsageError("--with dvae: takes no --aux, and nothing of the diffusion purifiers")
+        about, start = _dvae(data, seed, kept, target, progress)
     else:
-        own = open_dataset(aux, size=size)
-        _refuse_shared(data, own, "those to purify")
-        if originals is not None:
-            _refuse_shared(originals, own, "the originals of those to purify")
-    check_aux(data, own)
+        sampler = _sampler(method, steps, compat)
+        config = _config(net, train_steps, weights)
+        if perceptual not in PERCEPTUAL:
+            raise UsageError(f"--perceptual {perceptual}: use one of {', '.join(PERCEPTUAL)}")
+        own, near = _auxiliary(data, originals, aux, size)
+        about, start = _diffusion(
+            data, own.to(target), sampler, config, weights, perceptual, seed, kept, progress
+        )
+        about |= {"aux": own.fingerprint(), "aux_pictures": len(own), "aux_near": near}
+        about |= {"oracle": near > 0}  # the purifier has seen originals, by their looks
+    about = {"method": method, "seed": seed, "source": data.fingerprint(), **about}
+    about["pictures"] = len(data)
     names, _ = picture_names(data)
-    about = {
-        "method": method,
-        "sampler": asdict(sampler),
-        "purifier": asdict(config),
-        **({"perceptual": perceptual} if sampler.looks else {}),
-        "seed": seed,
-        "source": data.fingerprint(),
-        "aux": own.fingerprint(),
-        "aux_pictures": len(own),
-        "aux_near": (near := len(own) if oracle else _near(data, own)),
-        "oracle": near > 0,  # the purifier has seen originals of these pictures, by their looks
-        "pictures": len(data),
-    }
     grid = out.absolute().with_name(f"{out.absolute().name}-grid.png")
     if _begin(out, about):
         return PurifyResult(out, len(data), 0, grid)
-    kept = out.absolute().parent / "purifiers" if cache is None else Path(cache)
-    own = own.to(target)
-    path = None if weights is None else Path(weights)
-    model = trained(own, config, weights=path, cache=kept, progress=progress)
-    distance = None
-    if sampler.looks:
-        distance = lpips(target) if perceptual == "lpips" else trained_features(own, cache=kept)
+    together, purified = start()
     written = 0
     with writing(out):
-        for begin in range(0, len(data), sampler.batch):
-            rows = torch.arange(begin, min(begin + sampler.batch, len(data)))
+        for begin in range(0, len(data), together):
+            rows = torch.arange(begin, min(begin + together, len(data)))
             files = [out / names[row] for row in rows.tolist()]
             if not all(file.exists() for file in files):  # each is whole or not there
-                x = data.take(rows).to(target)
-                pictures = sample(
-                    model, x, rows.to(target), sampler, seed=seed, distance=distance
-                ).cpu()
-                for file, picture in zip(files, pictures, strict=True):
+                for file, picture in zip(files, purified(rows).cpu(), strict=True):
                     make_folder(file.parent)
                     png = encode_png(picture.permute(1, 2, 0).contiguous().numpy())
                     atomic_write_bytes(file, png, durable=False)
@@ -165,9 +148,80 @@ def purify(
     return PurifyResult(out, len(data), written, grid)
 
 
+# How many pictures are done together, and rows -> these, purified
+Started = tuple[int, Callable[[torch.Tensor], torch.Tensor]]
+
+
+def _dvae(
+    data: ImageDataset, seed: int, cache: Path, target: torch.device, progress: Callable
+) -> tuple[dict, Callable[[], Started]]:
+    """What purified.json says of it, and what begins it."""
+
+    def start() -> Started:
+        images = dvae.dvae(data.to(target), dvae.CONFIG, seed=seed, cache=cache, progress=progress)
+        return BATCH, lambda rows: images[rows.to(target)]
+
+    return {"dvae": asdict(dvae.CONFIG)}, start
+
+
+def _diffusion(
+    data: ImageDataset,
+    aux: ImageDataset,
+    sampler: Sampler,
+    config: PurifierConfig,
+    weights: str | os.PathLike[str] | None,
+    perceptual: str,
+    seed: int,
+    cache: Path,
+    progress: Callable,
+) -> tuple[dict, Callable[[], Started]]:
+    """The same of a sampler."""
+    about = {"sampler": asdict(sampler), "purifier": asdict(config)}
+    if sampler.looks:
+        about["perceptual"] = perceptual
+
+    def start() -> Started:
+        path, distance = None if weights is None else Path(weights), None
+        if sampler.looks:  # before the training: what is missing is told at once
+            lpips_asked = perceptual == "lpips"
+            distance = lpips(aux.device) if lpips_asked else trained_features(aux, cache=cache)
+        model = trained(aux, config, weights=path, cache=cache, progress=progress)
+
+        def purified(rows: torch.Tensor) -> torch.Tensor:
+            x, rows = data.take(rows).to(aux.device), rows.to(aux.device)
+            return sample(model, x, rows, sampler, seed=seed, distance=distance)
+
+        return sampler.batch, purified
+
+    return about, start
+
+
+def _auxiliary(
+    data: ImageDataset,
+    originals: ImageDataset | None,
+    aux: str | os.PathLike[str] | None,
+    size: int | None,
+) -> tuple[ImageDataset, int]:
+    """The auxiliary pictures, and how many of them are near the pictures to purify."""
+    if aux is None:
+        raise UsageError(
+            "--aux: a diffusion model is trained on clean pictures; --with dvae is not"
+        )
+    if str(aux) == "oracle":
+        if originals is None:
+            raise UsageError("--aux oracle: the originals are not where protect read them")
+        return originals, len(originals)
+    own = open_dataset(aux, size=size)
+    check_aux(data, own)
+    _refuse_shared(data, own, "those to purify")
+    if originals is not None:
+        _refuse_shared(originals, own, "the originals of those to purify")
+    return own, _near(data, own)
+
+
 def _sampler(method: str, steps: int | None, compat: str | None) -> Sampler:
     if method not in SAMPLERS:
-        raise UsageError(f"--with {method}: unknown. Use one of {', '.join(SAMPLERS)}")
+        raise UsageError(f"--with {method}: unknown. Use one of {', '.join(SAMPLERS)}, dvae")
     if compat is not None:
         if compat not in COMPAT or method != "jcdp" or steps is not None:
             raise UsageError(f"--compat {compat}: jcdp2023 is a form of --with jcdp, of 20 steps")

@@ -85,7 +85,7 @@ def trained(
     optimizer = torch.optim.AdamW(parameters, lr=config.lr)
     first = 0
     if part is not None and part.exists():
-        first = _restore(part, names, parameters, mean, optimizer)
+        first = restore(part, names, parameters, mean, optimizer)
     bars = torch.from_numpy(alpha_bars()).to(aux.device, torch.float32)
     every = max(EVERY, config.steps // 100)
     for step in range(first, config.steps):
@@ -100,11 +100,11 @@ def trained(
         optimizer.step()
         with torch.no_grad():
             # young weights are forgotten faster
-            keep = min(config.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(mean, list(parameters), 1 - keep)
+            young = min(config.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(mean, list(parameters), 1 - young)
         done = step + 1
         if part is not None and done % every == 0 and done < config.steps:
-            _keep(part, names, parameters, mean, optimizer, done)
+            keep(part, names, parameters, mean, optimizer, done)
         progress("purifier", done, config.steps)
     with torch.no_grad():
         for weight, smooth in zip(parameters, mean, strict=True):
@@ -157,7 +157,8 @@ def _batch(aux: ImageDataset, config: PurifierConfig, step: int) -> tuple[Tensor
     return x, t, torch.from_numpy(noise).to(aux.device)
 
 
-def _keep(path, names, weights, mean, optimizer, step: int) -> None:
+def keep(path, names, weights, mean, optimizer, step: int) -> None:
+    """Write a checkpoint of a training by Adam: weights, their mean, and the moments."""
     tensors = {}
     for name, weight, smooth in zip(names, weights, mean, strict=True):
         state = optimizer.state[weight]
@@ -166,10 +167,12 @@ def _keep(path, names, weights, mean, optimizer, step: int) -> None:
     write_tensors(path, tensors, {"step": step})
 
 
-def _restore(path, names, weights, mean, optimizer) -> int:
+@torch.no_grad()
+def restore(path, names, weights, mean, optimizer) -> int:
+    """Take it all from there; the step it was written after."""
     tensors, state = read_tensors(path)
     for name, weight, smooth in zip(names, weights, mean, strict=True):
-        weight.data.copy_(tensors[f"weight.{name}"])
+        weight.copy_(tensors[f"weight.{name}"])
         smooth.copy_(tensors[f"mean.{name}"])
         optimizer.state[weight] = {
             "step": torch.tensor(float(state["step"])),

@@ -13,6 +13,7 @@ from fastue.commands.protect import protect
 from fastue.commands.purify import purify
 from fastue.core.errors import DataError, UsageError
 from fastue.data.sources import open_dataset
+from fastue.purifiers import dvae
 from fastue.purifiers.sampling import SAMPLERS
 from fastue.purifiers.training import CONFIGS, PurifierConfig
 
@@ -109,6 +110,28 @@ def test_the_released_form_is_done_in_its_own_batches(folders, tmp_path):
             purify(source, tmp_path / "no", **{"aux": aux, "compat": "jcdp2023", **wrong})
 
 
+def test_dvae_needs_no_auxiliary_pictures_and_ends_the_same_after_a_kill(
+    folders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dvae, "CONFIG", dvae.DvaeConfig(epochs=2, width=8, code=8))
+    source, aux = folders
+    purify(source, tmp_path / "whole", "dvae", cache=tmp_path / "first")
+
+    def kill(phase, done, total):
+        if (phase, done) == ("D-VAE 2 of 2", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        purify(source, tmp_path / "cut", "dvae", progress=kill)
+    phases = []
+    purify(source, tmp_path / "cut", "dvae", progress=lambda *now: phases.append(now[:2]))
+    assert phases[0] == ("D-VAE 2 of 2", 2)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    for method, wrong in (("dvae", {"aux": aux}), ("jcdp", {})):
+        with pytest.raises(UsageError, match="--aux"):
+            purify(source, tmp_path / "no", method, **wrong)
+
+
 def test_networks_and_weights_are_checked_first(folders, tmp_path):
     source, aux = folders
     for wrong, message in (
@@ -155,4 +178,4 @@ def test_command_line(folders, tmp_path, capsys):
     assert "96 pictures, 96 of them written now" in capsys.readouterr().out
     assert main(["purify", source, "--aux", aux, "--out", out, "--steps", "21"]) == 2
     assert "--steps 21" in capsys.readouterr().err
-    assert set(METHODS) == set(SAMPLERS) and set(NETS) == set(CONFIGS)
+    assert set(METHODS) == {*SAMPLERS, "dvae"} and set(NETS) == set(CONFIGS)
