@@ -35,15 +35,15 @@ def test_a_seed_gives_the_same_pictures_and_another_others(tiny):
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_what_a_class_has_in_common_is_taken_off(tiny):
-    """Noise of a class on smooth pictures: less of it is left than of the pictures."""
+def test_noise_of_a_class_is_taken_off_and_the_picture_stays(tiny):
+    """Of plain grey pictures the level, on which no class depends."""
     data = tiny(16)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 2, (4, 3, 12, 12), generator=generator) * 24.0 - 12
-    level = torch.randint(60, 190, (64, 3, 1, 1), generator=generator).float()
+    level = torch.randint(60, 190, (64, 1, 1, 1), generator=generator).float()
     x = (level + noise[data.labels]).byte()
-    config = DvaeConfig(epochs=30, width=16, code=8, batch=16)
+    config = DvaeConfig(epochs=20, width=16, code=8, batch=16, lr=5e-3)
     images = dvae(replace(data, images=x), config, seed=0).float()
-    left = ((images - images.mean((2, 3), keepdim=True)) * noise[data.labels]).mean() / 144
-    kept = torch.corrcoef(torch.stack([images.mean((2, 3)).flatten(), level.flatten()]))[0, 1]
-    assert left < 0.5 and kept > 0.9
+    left = ((images - images.mean((2, 3), keepdim=True)) * noise[data.labels]).mean() / 12**2
+    kept = torch.corrcoef(torch.stack([images.mean((1, 2, 3)), level.flatten()]))[0, 1]
+    assert left < 0.3 and kept > 0.9
