@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
-EXTRAS := triton,vision,demo,report,convert,dev
+EXTRAS := triton,vision,demo,report,convert,purify,dev
 # What the tests must not skip: Triton, and C++ where there is a compiler.
 REQUIRE := $(shell command -v $(firstword $(CXX)) >/dev/null && echo cpp,)triton
 

@@ -179,7 +179,7 @@ def _material(
     test, oracle = _opened(clean, size, labels), isinstance(aux, str) and aux == "oracle"
     return Material(
         open_protected(directory),
-        _originals(source, run.get("source"), size, manifest),
+        originals_of(source, run.get("source"), size, manifest),
         test,
         Budget.of(manifest),
         test if oracle else None if aux is None else _opened(aux, size),
@@ -220,7 +220,7 @@ def _check_archs(archs: list[str], data: ImageDataset) -> None:
         build(arch, data.num_classes, data.shape[0])
 
 
-def _originals(
+def originals_of(
     source: Source | None, read_from: str | None, size: int | None, manifest: dict
 ) -> ImageDataset | None:
     """The clean originals if they are at `source`, or where protect read them, and still are the

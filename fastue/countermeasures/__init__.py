@@ -31,6 +31,7 @@ SUMMARIES = {
     "trivialaugment": "one random operation on each training picture",
     "ueraser": "strong augmentations, the worst of five at first; ueraser-lite: one; ueraser-max: five",
     "orthogonal-projection": "what a linear model sees of the classes is taken out",
+    "dvae": "training pictures through an autoencoder trained on themselves (D-VAE)",
     "oneshot": "training pictures noised and denoised in one call of a diffusion model",
     "avatar": "training pictures purified by a diffusion model from t = 100 (AVATAR)",
     "jcdp": "training pictures purified four times from t = 20, guided by themselves (JCDP)",

@@ -17,6 +17,7 @@ from fastue.data.pictures import decode
 from fastue.data.store import NoiseStore
 
 COLUMNS = ("clean", "noise", "protected", "difference x10")
+_GAP, _TITLE = 4, 18
 
 
 def preview_grid(
@@ -26,33 +27,44 @@ def preview_grid(
     cell: int = 128,
     caption: Sequence[str] = (),
 ) -> Image.Image:
-    """A labelled grid, one row a picture, and lines of text below. clean and protected are uint8
-    [R,C,H,W].
+    """A grid of clean, noise, protected and difference. clean and protected are uint8 [R,C,H,W].
 
     The noise is drawn around grey so that +-budget is white and black; the difference is
     |protected - clean| x 10.
     """
-    difference = protected.int() - clean.int()
-    noise = (128 + difference * (127 / max(levels, 1))).clamp(0, 255)
-    columns = [clean, noise, protected, (difference.abs() * 10).clamp(0, 255)]
-    gap, title = 4, 18
-    height, width = clean.shape[2:]
+    noise = (128 + (protected.int() - clean.int()) * (127 / max(levels, 1))).clamp(0, 255)
+    columns = [clean, noise, protected, difference(clean, protected)]
+    return picture_grid(dict(zip(COLUMNS, columns, strict=True)), cell, caption)
+
+
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """|one - other| x 10 of uint8 pictures, at most 255, int32."""
+    return ((other.int() - one.int()).abs() * 10).clamp(0, 255)
+
+
+def picture_grid(
+    columns: dict[str, Tensor], cell: int = 128, caption: Sequence[str] = ()
+) -> Image.Image:
+    """A labelled grid, one row a picture, and lines of text below. Columns are [R,C,H,W] of levels
+    0 to 255, named; pixels that are enlarged stay sharp."""
+    height, width = next(iter(columns.values())).shape[2:]
+    rows = max(map(len, columns.values()))
     size = (max(1, cell * width // max(height, width)), max(1, cell * height // max(height, width)))
-    width_all, bottom = 4 * (size[0] + gap) + gap, title + len(clean) * (size[1] + gap)
-    lines = [part for line in caption for part in _wrapped(line, width_all - 2 * gap)]
-    grid = Image.new("RGB", (width_all, bottom + title * len(lines)), "white")
+    width_all, bottom = len(columns) * (size[0] + _GAP) + _GAP, _TITLE + rows * (size[1] + _GAP)
+    lines = [part for line in caption for part in _wrapped(line, width_all - 2 * _GAP)]
+    grid = Image.new("RGB", (width_all, bottom + _TITLE * len(lines)), "white")
     draw = ImageDraw.Draw(grid)
     for number, line in enumerate(lines):
-        draw.text((gap, bottom + title * number + 1), line, fill="black")
-    for c, (name, column) in enumerate(zip(COLUMNS, columns, strict=True)):
-        left = gap + c * (size[0] + gap)
+        draw.text((_GAP, bottom + _TITLE * number + 1), line, fill="black")
+    for c, (name, column) in enumerate(columns.items()):
+        left = _GAP + c * (size[0] + _GAP)
         draw.text((left, 3), name, fill="black")
         for r, picture in enumerate(column.to(torch.uint8)):
             array = picture.permute(1, 2, 0).cpu().numpy()
             array = array if array.shape[2] == 3 else array[:, :, 0]
             image = Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
             method = Image.Resampling.NEAREST if size[0] >= width else Image.Resampling.LANCZOS
-            grid.paste(image.resize(size, method), (left, title + r * (size[1] + gap)))
+            grid.paste(image.resize(size, method), (left, _TITLE + r * (size[1] + _GAP)))
     return grid
 
 

@@ -8,10 +8,9 @@ import torch
 
 from fastue.core.errors import DataError
 from fastue.data.dataset import ImageDataset
+from fastue.purifiers.perceptual import trained_features
 from fastue.purifiers.sampling import Sampler, purify
-from fastue.purifiers.training import PurifierConfig, trained
-
-CONFIG = PurifierConfig()
+from fastue.purifiers.training import CONFIGS, trained
 
 
 def check_aux(data: ImageDataset, aux: ImageDataset) -> None:
@@ -37,7 +36,8 @@ def purified(
     Labels, ids and classes stay. Raises DataError where `aux` is empty or does not fit.
     """
     check_aux(data, aux)
-    net = trained(aux, CONFIG, cache=cache, progress=progress)
+    net = trained(aux, CONFIGS["small"], cache=cache, progress=progress)
+    distance = trained_features(aux, cache=cache) if sampler.looks else None
     rows = torch.arange(len(data), device=data.device)
     images = purify(
         net,
@@ -45,6 +45,7 @@ def purified(
         rows,
         sampler,
         seed=seed,
+        distance=distance,
         progress=lambda done, total: progress("purified", done, total),
     )
     return replace(data, images=images)

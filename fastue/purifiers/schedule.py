@@ -19,6 +19,11 @@ def alpha_bar(t: int) -> float:
     return 1.0 if t < 0 else float(alpha_bars()[t])
 
 
+def beta(t: int) -> float:
+    """The variance that time `t` adds."""
+    return 1 - alpha_bar(t) / alpha_bar(t - 1)
+
+
 def times(start: int, steps: int) -> list[int]:
     """`steps` times from start - 1 down to 0, evenly spread; a single one is start - 1."""
     if not 1 <= steps <= start <= T:

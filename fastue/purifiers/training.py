@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastue.core.errors import DataError
@@ -18,33 +18,50 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.keyed import keyed_generator
 from fastue.data.tensorfile import read_tensors, write_tensors
 from fastue.models.training import autocast, resolve_precision
+from fastue.purifiers.published import Ddpm
 from fastue.purifiers.schedule import alpha_bars
 from fastue.purifiers.unet import UNet
 
-EVERY = 50  # steps between checkpoints
+EVERY = 50  # steps between checkpoints, at least: a hundred of them are enough
 
 
 @dataclass(frozen=True)
 class PurifierConfig:
-    """steps of batches of `batch`, AdamW with rate `lr` down a cosine, times below `most_t` only."""
+    """steps of batches of `batch`, AdamW with rate `lr` down a cosine, times below `most_t` only.
 
-    steps: int = 550
-    width: int = 64
-    batch: int = 64
+    net      small (of `width`), or ddpm-cifar (published.Ddpm), which may begin with the weights of
+             a published file
+    weights  the sha256 of that file, or None
+    """
+
+    net: str = "small"
+    weights: str | None = None
+    steps: int = 2000
+    width: int = 32
+    batch: int = 16
     lr: float = 2e-3
     most_t: int = 150
     ema: float = 0.99
     seed: int = 0
 
 
+# The second as DDPM was trained, but for times that purifying never sees.
+CONFIGS = {
+    "small": PurifierConfig(),
+    "ddpm-cifar": PurifierConfig("ddpm-cifar", None, 100_000, 128, 128, 2e-4, 250, 0.9999),
+}
+
+
 def trained(
     aux: ImageDataset,
     config: PurifierConfig = PurifierConfig(),
     *,
+    weights: Path | None = None,
     cache: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
-) -> UNet:
-    """The purifier of the pictures `aux`, on their device, in eval mode.
+) -> nn.Module:
+    """The purifier of the pictures `aux`, on their device, in eval mode. `weights` is the file of
+    config.weights.
 
     With `cache`, a folder, it is read from there when it was trained before, and a training that
     was cut off goes on from its last checkpoint to the same weights. Raises DataError without
@@ -53,22 +70,24 @@ def trained(
     if not len(aux):
         raise DataError(f"{aux.source or 'auxiliary set'}: no pictures to train a purifier on")
     precision = resolve_precision("auto", aux.device)
-    key = {"aux": aux.fingerprint(), "precision": precision, "version": 1, **asdict(config)}
+    key = {"aux": aux.fingerprint(), "precision": precision, "version": 2, **asdict(config)}
     name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16]
     whole = None if cache is None else make_folder(cache) / f"{name}.safetensors"
     part = None if cache is None else cache / f"{name}.part.safetensors"
-    net = UNet(aux.shape[0], config.width).to(aux.device)
+    net = _network(config, aux.shape[0]).to(aux.device)
     if whole is not None and whole.exists():
         net.load_state_dict(read_tensors(whole)[0])
-        return net.eval()
-    _initialise(net, config.seed)
-    names, weights = zip(*net.named_parameters(), strict=True)
-    mean = [w.detach().clone() for w in weights]
-    optimizer = torch.optim.AdamW(weights, lr=config.lr)
+        return _frozen(net)
+    if weights is not None:
+        net.load(weights)
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    mean = [w.detach().clone() for w in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr)
     first = 0
     if part is not None and part.exists():
-        first = _restore(part, names, weights, mean, optimizer)
+        first = restore(part, names, parameters, mean, optimizer)
     bars = torch.from_numpy(alpha_bars()).to(aux.device, torch.float32)
+    every = max(EVERY, config.steps // 100)
     for step in range(first, config.steps):
         rate = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         optimizer.param_groups[0]["lr"] = rate
@@ -81,19 +100,34 @@ def trained(
         optimizer.step()
         with torch.no_grad():
             # young weights are forgotten faster
-            keep = min(config.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(mean, list(weights), 1 - keep)
+            young = min(config.ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(mean, list(parameters), 1 - young)
         done = step + 1
-        if part is not None and done % EVERY == 0 and done < config.steps:
-            _keep(part, names, weights, mean, optimizer, done)
+        if part is not None and done % every == 0 and done < config.steps:
+            keep(part, names, parameters, mean, optimizer, done)
         progress("purifier", done, config.steps)
     with torch.no_grad():
-        for weight, smooth in zip(weights, mean, strict=True):
+        for weight, smooth in zip(parameters, mean, strict=True):
             weight.copy_(smooth)
     if whole is not None:
         write_tensors(whole, net.state_dict(), key)
         part.unlink(missing_ok=True)
-    return net.eval()
+    return _frozen(net)
+
+
+def _frozen(net: nn.Module) -> nn.Module:
+    return net.eval().requires_grad_(False)
+
+
+def _network(config: PurifierConfig, channels: int) -> nn.Module:
+    """With its first weights, which depend on the config's seed alone."""
+    if config.net == "ddpm-cifar":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return Ddpm(channels)
+    net = UNet(channels, config.width)
+    _initialise(net, config.seed)
+    return net
 
 
 def _initialise(net: UNet, seed: int) -> None:
@@ -107,7 +141,7 @@ def _initialise(net: UNet, seed: int) -> None:
             )
             weight.data.copy_(torch.from_numpy(draws * scale))
     for module in net.modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             module.bias.data.zero_()
 
 
@@ -123,7 +157,8 @@ def _batch(aux: ImageDataset, config: PurifierConfig, step: int) -> tuple[Tensor
     return x, t, torch.from_numpy(noise).to(aux.device)
 
 
-def _keep(path, names, weights, mean, optimizer, step: int) -> None:
+def keep(path, names, weights, mean, optimizer, step: int) -> None:
+    """Write a checkpoint of a training by Adam: weights, their mean, and the moments."""
     tensors = {}
     for name, weight, smooth in zip(names, weights, mean, strict=True):
         state = optimizer.state[weight]
@@ -132,10 +167,12 @@ def _keep(path, names, weights, mean, optimizer, step: int) -> None:
     write_tensors(path, tensors, {"step": step})
 
 
-def _restore(path, names, weights, mean, optimizer) -> int:
+@torch.no_grad()
+def restore(path, names, weights, mean, optimizer) -> int:
+    """Take it all from there; the step it was written after."""
     tensors, state = read_tensors(path)
     for name, weight, smooth in zip(names, weights, mean, strict=True):
-        weight.data.copy_(tensors[f"weight.{name}"])
+        weight.copy_(tensors[f"weight.{name}"])
         smooth.copy_(tensors[f"mean.{name}"])
         optimizer.state[weight] = {
             "step": torch.tensor(float(state["step"])),

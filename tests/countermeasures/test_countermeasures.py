@@ -18,8 +18,8 @@ from fastue.data.controls import random_noise
 from fastue.data.writers import protected_pictures
 from fastue.models import build
 from fastue.models.training import sgd, to_input, train_step
-from fastue.purifiers import apply
-from fastue.purifiers.training import PurifierConfig
+from fastue.purifiers import dvae
+from fastue.purifiers.training import CONFIGS, PurifierConfig
 from fastue.victims.train import VictimConfig, stopped
 
 
@@ -30,7 +30,8 @@ def halved(images, labels, seed):
 @pytest.fixture
 def means(tiny, monkeypatch):
     """Auxiliary pictures, and purifiers that are trained in no time."""
-    monkeypatch.setattr(apply, "CONFIG", PurifierConfig(steps=2, width=8, batch=8))
+    monkeypatch.setattr(dvae, "CONFIG", dvae.DvaeConfig(epochs=1, width=8, code=8))
+    monkeypatch.setitem(CONFIGS, "small", PurifierConfig(steps=2, width=8, batch=8))
     return Means(aux=tiny(seed=5, source="aux"))
 
 
