@@ -5,6 +5,7 @@ A temporary file beside the target, write, fsync, rename, fsync the folder.
 
 import contextlib
 import errno
+import fcntl
 import glob
 import json
 import os
@@ -114,6 +115,21 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise DataError(f"{path}: a file stands where a folder is needed") from error
         raise
+
+
+@contextlib.contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """One process at a time, the others wait; what holds the file `lock` ends with its process,
+    however that ends. Nothing without a file."""
+    if lock is None:
+        yield
+        return
+    make_folder(lock.parent)
+    with writing(lock):
+        file = open(lock, "w")  # noqa: SIM115 - held open below
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

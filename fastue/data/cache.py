@@ -8,19 +8,24 @@ CACHE/<name>-<key>/index.json     shape, fingerprint and what decoding met; writ
 kill costs the stretch that was being written; the next call goes on behind it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastue.core.errors import DataError
-from fastue.data.atomic import atomic_write_json, canonical_json, make_folder, sync_folder, writing
+from fastue.data.atomic import (
+    alone,
+    atomic_write_json,
+    canonical_json,
+    make_folder,
+    sync_folder,
+    writing,
+)
 from fastue.data.dataset import Pages
 
 _PICTURES, _JOURNAL, _INDEX = "pictures.u8", "journal.jsonl", "index.json"
@@ -44,7 +49,7 @@ def cached(
     """
     digest = hashlib.sha256(canonical_json([key, shape]).encode()).hexdigest()[:16]
     folder = make_folder(cache / f"{name or 'pictures'}-{digest}")
-    with _alone(folder):
+    with alone(folder / ".lock"):
         if not (folder / _INDEX).exists():
             _fill(folder, shape, blocks)
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
@@ -118,11 +123,3 @@ def _lines(path: Path) -> list[dict]:
         except ValueError:
             break
     return lines if not lines or lines[-1]["text"].endswith("\n") else lines[:-1]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process fills a folder, the others wait for it."""
-    with writing(folder), open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

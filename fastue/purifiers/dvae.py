@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastue.data.atomic import canonical_json, make_folder
+from fastue.data.atomic import alone, canonical_json, make_folder
 from fastue.data.dataset import ImageDataset, epoch_order
 from fastue.data.keyed import keyed_generator
 from fastue.data.tensorfile import read_tensors, write_tensors
@@ -114,13 +114,16 @@ def dvae(
 ) -> Tensor:
     """The purified pictures of `data`, uint8 [N,C,H,W] on its device.
 
-    With `cache`, a folder, a training that was cut off goes on from its last epoch.
+    With `cache`, a folder, a training that was cut off goes on from its last epoch, and none is
+    done twice.
     """
     x = data.take(torch.arange(len(data), device=data.device)).float().contiguous() / 255
-    for stage, nats in enumerate(config.nats):
-        net = _trained(x, data, config, seed, stage, nats, cache, progress)
-        _, p = _passed(net, x, data.labels)
-        x = (x - p).clamp(0, 1)
+    lock = cache and cache / f"{data.fingerprint()[:16]}-{seed}.dvae.lock"
+    with alone(lock):
+        for stage, nats in enumerate(config.nats):
+            net = _trained(x, data, config, seed, stage, nats, cache, progress)
+            _, p = _passed(net, x, data.labels)
+            x = (x - p).clamp(0, 1)
     rec, _ = _passed(net, x, data.labels)
     images = torch.empty_like(data.images, device=data.device)
     return images.copy_((rec * 255).round().clamp(0, 255))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastue.core.errors import DataError
-from fastue.data.atomic import canonical_json, make_folder
+from fastue.data.atomic import alone, canonical_json, make_folder
 from fastue.data.dataset import ImageDataset
 from fastue.data.keyed import keyed_generator
 from fastue.data.tensorfile import read_tensors, write_tensors
@@ -63,8 +63,9 @@ def trained(
     """The purifier of the pictures `aux`, on their device, in eval mode. `weights` is the file of
     config.weights.
 
-    With `cache`, a folder, it is read from there when it was trained before, and a training that
-    was cut off goes on from its last checkpoint to the same weights. Raises DataError without
+    With `cache`, a folder, it is read from there when it was trained before, also by another process
+    that is at it, and a training that was cut off goes on from its last checkpoint to the same
+    weights. Raises DataError without
     pictures.
     """
     if not len(aux):
@@ -75,11 +76,28 @@ def trained(
     whole = None if cache is None else make_folder(cache) / f"{name}.safetensors"
     part = None if cache is None else cache / f"{name}.part.safetensors"
     net = _network(config, aux.shape[0]).to(aux.device)
-    if whole is not None and whole.exists():
-        net.load_state_dict(read_tensors(whole)[0])
-        return _frozen(net)
-    if weights is not None:
-        net.load(weights)
+    with alone(whole and whole.with_suffix(".lock")):
+        if whole is not None and whole.exists():
+            net.load_state_dict(read_tensors(whole)[0])
+            return _frozen(net)
+        if weights is not None:
+            net.load(weights)
+        _train(net, aux, config, precision, part, progress)
+        if whole is not None:
+            write_tensors(whole, net.state_dict(), key)
+            part.unlink(missing_ok=True)
+    return _frozen(net)
+
+
+def _train(
+    net: nn.Module,
+    aux: ImageDataset,
+    config: PurifierConfig,
+    precision: str,
+    part: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """From where the checkpoint `part` is, and at the end to the mean of the weights."""
     names, parameters = zip(*net.named_parameters(), strict=True)
     mean = [w.detach().clone() for w in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr)
@@ -109,10 +127,6 @@ def trained(
     with torch.no_grad():
         for weight, smooth in zip(parameters, mean, strict=True):
             weight.copy_(smooth)
-    if whole is not None:
-        write_tensors(whole, net.state_dict(), key)
-        part.unlink(missing_ok=True)
-    return _frozen(net)
 
 
 def _frozen(net: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """D-VAE: the loss by hand, each picture on its own, and the noise of a class found."""
 
+import threading
 from dataclasses import replace
 
 import torch
@@ -33,6 +34,20 @@ def test_a_seed_gives_the_same_pictures_and_another_others(tiny):
     one, same, other = (dvae(data, SMALL, seed=seed) for seed in (0, 0, 1))
     assert one.dtype == torch.uint8 and one.shape == data.images.shape
     assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_two_at_once_train_each_network_once(tiny, tmp_path):
+    data, epochs = tiny(8), []
+
+    def train():
+        dvae(data, SMALL, seed=0, cache=tmp_path, progress=lambda *epoch: epochs.append(epoch))
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(epochs) == len(SMALL.nats) * SMALL.epochs
 
 
 def test_noise_of_a_class_is_taken_off_and_the_picture_stays(tiny):

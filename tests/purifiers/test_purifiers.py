@@ -1,6 +1,7 @@
 """Purifiers: the schedule, the same picture in any batch, and trainings that are cut off."""
 
 import math
+import threading
 import time
 from dataclasses import replace
 
@@ -121,15 +122,34 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(tiny, tmp_path, 
         tiny(), SMALL, cache=tmp_path, progress=lambda phase, done, total: steps.append(done)
     )
     assert steps == [5, 6]
-    assert len(list(tmp_path.iterdir())) == 1, "the checkpoint stays behind"
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1, "the checkpoint stays behind"
     again = trained(tiny(), SMALL, cache=tmp_path, progress=cut)
     for a, b, c in zip(plain.parameters(), resumed.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
+def test_two_at_once_train_one_purifier(tiny, tmp_path):
+    """The second waits for the first, and reads what it has trained."""
+    steps, nets = [], []
+
+    def train():
+        nets.append(
+            trained(tiny(), SMALL, cache=tmp_path, progress=lambda *step: steps.append(step))
+        )
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(steps) == SMALL.steps
+    one, other = (net.state_dict() for net in nets)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_other_pictures_get_their_own_purifier(tiny, tmp_path):
     trained(tiny(), SMALL, cache=tmp_path), trained(tiny(seed=1), SMALL, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 @pytest.mark.slow
