@@ -86,8 +86,9 @@ def attack(
     from fastue.data.atomic import atomic_write_json
     from fastue.models.training import resolve_device, resolve_precision
     from fastue.protocol.arms import ARMS
-    from fastue.protocol.cells import evaluate
-    from fastue.protocol.report import shown, write_report
+    from fastue.protocol.cells import evaluate, treated_folder
+    from fastue.protocol.pictures import kept, shown
+    from fastue.protocol.report import write_report
     from fastue.protocol.survival import survival
     from fastue.protocol.tables import settings_table
     from fastue.protocol.verdict import verdict
@@ -138,7 +139,8 @@ def attack(
     if not rows:
         raise DataError("no victim could be trained: " + "; ".join(failures))
     classes = material.protected.num_classes
-    pictures = shown(material.originals, material.protected)
+    seen = kept(treated_folder(out, material), [one.name for one in suite], material.protected)
+    pictures = shown(material.originals, material.protected, seen)
     files = [
         out / "results.json",
         *write_report(

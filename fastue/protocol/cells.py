@@ -30,6 +30,7 @@ from fastue.data.writers import picture_hashes
 from fastue.methods.base import duration
 from fastue.models.training import percent
 from fastue.protocol.arms import ARMS, PARTLY, arm_pictures, budget_key
+from fastue.protocol.pictures import keep
 from fastue.victims.train import (
     VictimConfig,
     check_pair,
@@ -193,6 +194,7 @@ def evaluate(
                                 f"{name}{left.text(cell, done / total)}", done, total, info
                             ),
                             cache=out / "aux",
+                            treated=treated_folder(out, material),
                         )
                     except Exception as error:
                         if failed is None:
@@ -205,6 +207,11 @@ def evaluate(
             rows[cell] = row
             atomic_write_json(out / "results.json", [rows[c] for c in cells if c in rows])
             yield row
+
+
+def treated_folder(out: Path, material: Material) -> Path:
+    """Of these protected pictures: attacks that share `out` may be of others."""
+    return out / "treated" / material.protected.fingerprint()[:16]
 
 
 class _TimeLeft:
@@ -249,8 +256,10 @@ def train_cell(
     countermeasure: Countermeasure,
     progress: Callable[[int, int, dict], None],
     cache: Path | None = None,
+    treated: Path | None = None,
 ) -> dict:
-    """Train one victim; its row."""
+    """Train one victim; its row. Some pictures of a protected arm after the countermeasure are kept
+    in the folder `treated`, for the report."""
     start = time.perf_counter()
     means = Means(
         material.aux,
@@ -258,6 +267,8 @@ def train_cell(
         lambda phase, done, total: progress(0, victim.epochs, {"phase": f"{phase} {done}/{total}"}),
     )
     train = countermeasure.training_set(material.training_set(cell), cell.seed, means)
+    if treated is not None and cell.arm == "protected":
+        keep(treated, cell.countermeasure, material.protected, train)
     test = countermeasure.test_set(material.test, cell.seed)
     options = {"seed": cell.seed, "step": countermeasure.step, "progress": progress}
     if countermeasure.train is None:

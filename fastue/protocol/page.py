@@ -84,10 +84,11 @@ def page(
     num_classes: int,
     *,
     survival: list[dict],
-    pictures: dict[str, Tensor],
+    pictures: dict[str, dict[str, Tensor]],
     failures: list[str],
 ) -> str:
-    """The whole file. `pictures`: {name of a column: uint8 [R,C,H,W]}, one row a picture."""
+    """The whole file. `pictures`: {title: {name of a column: uint8 [R,C,H,W]}}, one
+    row a picture."""
     found = settings(rows, num_classes)
     beside = tables.found_table(rows, num_classes)
     parts = [
@@ -104,7 +105,7 @@ def page(
             "What is left of the noise",
             f"<p>{SURVIVAL}</p>{tables.survival_table(survival).html()}" if survival else "",
         ),
-        _section("Pictures", _pictures(pictures) if pictures else ""),
+        _section("Pictures", _grids(pictures)),
         _section("All that was trained", tables.arms_table(rows, num_classes).html()),
         _section(
             "Configuration",
@@ -198,6 +199,17 @@ def _panel(one: Setting, lines: list[Line], label: str, ticks: list[float]) -> s
     name = one.arch if one.countermeasure == "none" else f"{one.arch} after {one.label}"
     plot = svg(name, lines, label=label, ticks=ticks, chance=one.chance)
     return f"<figure><figcaption>{html.escape(name)}</figcaption>{plot}</figure>"
+
+
+def _grids(pictures: dict[str, dict[str, Tensor]]) -> str:
+    """That without a title alone, the others beside one another."""
+    own = "".join(_pictures(columns) for title, columns in pictures.items() if not title)
+    panels = (
+        f"<figure><figcaption>{html.escape(title)}</figcaption>{_pictures(columns)}</figure>"
+        for title, columns in pictures.items()
+        if title
+    )
+    return f"{own}<div class='panels'>{''.join(panels)}</div>" if pictures else ""
 
 
 def _pictures(columns: dict[str, Tensor]) -> str:

@@ -6,17 +6,13 @@ import csv
 import io
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastue.core.errors import UsageError
 from fastue.data.atomic import atomic_write_text
-from fastue.data.dataset import ImageDataset
 from fastue.protocol import tables
 from fastue.protocol.page import EXPLANATION, SURVIVAL, page
 from fastue.protocol.verdict import verdict
-
-SHOWN = 6  # pictures in the page
 
 
 def write_report(
@@ -26,13 +22,13 @@ def write_report(
     num_classes: int,
     *,
     survival: list[dict] = (),
-    pictures: dict[str, Tensor] | None = None,
+    pictures: dict[str, dict[str, Tensor]] | None = None,
     failures: list[str] = (),
 ) -> list[Path]:
     """Write results.csv, report.md and report.html into `out`; the paths written.
 
-    survival  what fastue.protocol.survival found, pictures what `shown` gives, failures the cells
-    that could not be trained. Raises UsageError where there is no row.
+    survival  what fastue.protocol.survival found, pictures what fastue.protocol.pictures.shown
+    gives, failures the cells that could not be trained. Raises UsageError where there is no row.
     """
     if not rows:
         raise UsageError(f"{out}: there is no row to report")
@@ -51,20 +47,6 @@ def write_report(
     for name, text in texts.items():
         atomic_write_text(out / name, text)
     return [out / name for name in texts]
-
-
-def shown(originals: ImageDataset | None, protected: ImageDataset) -> dict[str, Tensor]:
-    """Columns of the page's pictures, uint8 [R,C,H,W], each of another class while there are such:
-    clean, protected, difference x10; protected alone where there are no originals."""
-    labels = protected.labels.cpu()
-    first = [int((labels == k).nonzero()[0]) for k in labels.unique()[:SHOWN]]
-    rows = torch.tensor(first)
-    after = protected.take(rows).cpu()
-    if originals is None:
-        return {"protected": after}
-    before = originals.take(rows).cpu()
-    difference = (after.int() - before.int()).abs().mul(10).clamp(0, 255).to(torch.uint8)
-    return {"clean": before, "protected": after, "difference x10": difference}
 
 
 def victims_csv(rows: list[dict]) -> str:

@@ -42,10 +42,11 @@ def report(setting, row, tmp_path):
         *setting("orthogonal-projection", [60.0, 70.0], [80.0, 80.0], linear_separability=99.5),
         *setting("a-countermeasure-of-" + 20 * "ones-own-", [20.0], [88.0], aux="oracle"),
     ]
-    pictures = {
+    grid = {
         name: torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
         for name in ("clean", "protected", "difference x10")
     }
+    pictures = {"": grid, "After grayscale": grid, "After " + 9 * "very-long": grid}
     card = [{"handling": "JPEG 75, 4:2:0", "energy": 0.6, "correlation": 0.81}]
     config = {"directory": "/" + "a/very/long/path/" * 9}
     write_report(tmp_path, rows, config, 10, survival=card, pictures=pictures, failures=["x" * 300])
@@ -55,7 +56,7 @@ def report(setting, row, tmp_path):
 @pytest.mark.parametrize("width", [PHONE["width"], 1280])
 def test_report(page, report, width):
     assert problems(page, report, width=width) == []
-    assert page.value("document.images.length") == 9
+    assert page.value("document.images.length") == 27
     assert page.value("document.querySelectorAll('table').length") == 4
     assert page.value("document.querySelectorAll('svg').length") == 4
     sharp = "getComputedStyle(document.images[0]).imageRendering"

@@ -2,13 +2,15 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fastue.core.errors import UsageError
 from fastue.data.dataset import ImageDataset
-from fastue.protocol.report import shown, write_report
+from fastue.protocol.pictures import keep, kept, shown
+from fastue.protocol.report import write_report
 from fastue.protocol.tables import settings_table
 
 
@@ -66,8 +68,8 @@ def test_markdown(rows, tmp_path):
 
 
 def test_page_is_one_file_without_links(rows, tmp_path):
-    pictures = {"clean": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}
-    pictures["grey"] = torch.zeros(2, 1, 200, 9, dtype=torch.uint8)
+    pictures = {"": {"clean": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}}
+    pictures["After <i>"] = {"grey": torch.zeros(2, 1, 200, 9, dtype=torch.uint8)}
     files = write_report(
         tmp_path, rows, {"note": "</pre><script>"}, 10, pictures=pictures, failures=["<u>"]
     )
@@ -107,10 +109,28 @@ def test_poison_rate_is_drawn_where_parts_were_protected(setting, row, tmp_path)
 def test_shown_pictures(tiny):
     clean = tiny(2)
     protected = ImageDataset(clean.images + 3, clean.labels, clean.ids, clean.classes)
-    columns = shown(clean, protected)
+    columns = shown(clean, protected)[""]
     assert columns["clean"].shape == (4, 3, 12, 12) and (columns["difference x10"] == 30).all()
     assert torch.equal(columns["clean"][1], clean.images[2]), "another class a row"
-    assert list(shown(None, protected)) == ["protected"]
+    assert list(shown(None, protected)[""]) == ["protected"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_after_a_countermeasure_are_kept(tiny, tmp_path, channels):
+    """As they were; nothing where none has changed, or where others take their places."""
+    data = tiny(2)
+    data = replace(data, images=data.images[:, :channels])
+    treated = replace(data, images=255 - data.images)
+    keep(tmp_path, "turned", data, treated)
+    keep(tmp_path, "same", data, replace(data, images=data.images.clone()))
+    keep(tmp_path, "fewer", data, treated.subset(torch.arange(4, len(data))))
+    found = kept(tmp_path, ["turned", "same", "fewer", "unknown"], data)
+    first = torch.arange(0, len(data), 2)
+    assert list(found) == ["turned"] and torch.equal(found["turned"], treated.images[first])
+    grid = shown(data, treated, found)["After turned"]
+    assert list(grid) == ["clean", "protected", "turned", "to clean x10"]
+    assert {len(column) for column in grid.values()} == {3}
+    assert torch.equal(grid["protected"], grid["turned"]) and grid["to clean x10"].any()
 
 
 def test_nothing_is_reported_of_nothing(tmp_path):
