@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastue.cli.parse import names, positive, seeds
 from fastue.cli.progress import Progress
-from fastue.commands.attack import attack
+from fastue.commands.attack import USUAL_ARCH, USUAL_EPOCHS, attack
 from fastue.countermeasures import SUITES, SUMMARIES
 
 
@@ -38,14 +38,19 @@ def add_arguments(parser) -> None:
         "--out", type=Path, help="where results.json and the reports go (default: DIRECTORY/attack)"
     )
     add("--suite", default=default["suite"], metavar="NAMES", help=_suite_help())
-    add("--arch", type=names, default=default["arch"], help="victims, separated by commas")
+    add("--arch", type=names, default=default["arch"], help=_arch_help())
     add(
         "--arms",
         type=names,
         help="some of clean,protected,random-sample,random-class (default: these four), "
         "protected-25,protected-50,protected-75: that percentage protected, the rest clean",
     )
-    add("--epochs", type=positive, default=default["epochs"], help="training epochs of a victim")
+    add(
+        "--epochs",
+        type=positive,
+        help="training epochs of a victim (default: "
+        f"{USUAL_EPOCHS['cuda']} on a GPU, {USUAL_EPOCHS['cpu']} on a CPU)",
+    )
     add("--batch", type=positive, default=default["batch"], help="training batch")
     add(
         "--seeds",
@@ -57,6 +62,13 @@ def add_arguments(parser) -> None:
     add("--precision", default=default["precision"], choices=("auto", "float32", "bf16"))
     add("--device", default=default["device"], help="auto, cpu, cuda, cuda:1 …")
     add("--config", metavar="YAML", help="read flags from a file; the command line wins")
+
+
+def _arch_help() -> str:
+    return (
+        "victims, separated by commas; "
+        f"auto: {USUAL_ARCH['cuda']} on a GPU, {USUAL_ARCH['cpu']} on a CPU"
+    )
 
 
 def _suite_help() -> str:

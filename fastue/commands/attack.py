@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     Source = str | os.PathLike[str] | ImageDataset
 
 
+# What a victim is by default: on a CPU what the quick suite takes minutes for.
+USUAL_ARCH = {"cuda": "resnet18", "cpu": "cnn-w16"}
+USUAL_EPOCHS = {"cuda": 60, "cpu": 10}
+
+
 @dataclass
 class AttackResult:
     """`rows`: one dict a victim, as in results.json. `table` and `verdict` are text, `files` the
@@ -45,9 +50,9 @@ def attack(
     aux: Source | None = None,
     out: str | os.PathLike[str] | None = None,
     suite: str | Sequence[str | Countermeasure] = "none",
-    arch: str | Sequence[str] = VictimConfig.arch,
+    arch: str | Sequence[str] = "auto",
     arms: Sequence[str] | None = None,
-    epochs: int = VictimConfig.epochs,
+    epochs: int | None = None,
     batch: int = VictimConfig.batch,
     seeds: Sequence[int] = (0,),
     labels: str | os.PathLike[str] | None = None,
@@ -70,7 +75,8 @@ def attack(
                pictures and settings are not trained again (default: directory/attack)
     suite      countermeasures: none, quick, standard, full, names, or a list that may hold your own
                Countermeasure
-    arch       one victim network or several
+    arch       one victim network or several; auto: resnet18 on a GPU, cnn-w16 on a CPU
+    epochs     of a victim's training (default: 60 on a GPU, 10 on a CPU)
     arms       some of clean, protected, random-sample, random-class (default: these four);
                protected-25, protected-50 and protected-75 have that percentage protected and the
                rest clean
@@ -95,9 +101,11 @@ def attack(
 
     directory = Path(directory)
     out = Path(out) if out else directory / "attack"
-    archs = [arch] if isinstance(arch, str) else list(arch)
     suite = countermeasures.suite(suite)
     where = resolve_device(device)
+    usual = "cuda" if where.type == "cuda" else "cpu"
+    archs = [USUAL_ARCH[usual] if name == "auto" else name for name in _listed(arch)]
+    epochs = USUAL_EPOCHS[usual] if epochs is None else epochs
     config = VictimConfig(epochs=epochs, batch=batch, precision=resolve_precision(precision, where))
     manifest, run = _manifest_and_run(directory)
     material = _material(directory, clean, source, aux, labels, size, manifest, run).to(where)
@@ -212,6 +220,10 @@ def _opened(
 def _name(source: Source | None) -> str | None:
     """What attack.json calls a source."""
     return source if source is None else str(getattr(source, "source", source))
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _check_archs(archs: list[str], data: ImageDataset) -> None:

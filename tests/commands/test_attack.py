@@ -47,6 +47,14 @@ def victims(monkeypatch):
     return calls
 
 
+def test_a_cpu_trains_small_victims_unless_told_otherwise(pictures, victims):
+    protected, _, test = pictures
+    attack(protected, test, arms=["protected"], device="cpu")
+    attack(protected, test, arms=["protected"], device="cpu", arch=["auto", "cnn-w8"], epochs=3)
+    asked = [(config.arch, config.epochs) for _, _, config in victims]
+    assert asked == [("cnn-w16", 10), ("cnn-w16", 3), ("cnn-w8", 3)]
+
+
 def test_quick_suite_trains_all_and_says_which_is_worst(pictures, tmp_path):
     protected, _, test = pictures
     result = attack(protected, test, suite="quick", arms=["clean", "protected"], **SHORT)
