@@ -168,6 +168,7 @@ def evaluate(
         for arm in arms
     ]
     folder, total = make_folder(out / "rows"), len(cells)
+    treated = treated_folder(out, material)
     rows: dict[Cell, dict] = {}
     left = _TimeLeft({cell: by_name[cell.countermeasure].cost for cell in cells})
     for wait in (False, True):  # first what no other process is at, then what is missing still
@@ -194,7 +195,7 @@ def evaluate(
                                 f"{name}{left.text(cell, done / total)}", done, total, info
                             ),
                             cache=out / "aux",
-                            treated=treated_folder(out, material),
+                            treated=treated,
                         )
                     except Exception as error:
                         if failed is None:
