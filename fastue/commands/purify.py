@@ -27,7 +27,7 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.folder import some
 from fastue.data.layout import MANIFEST, RUN_FILE
 from fastue.data.pictures import decode
-from fastue.data.preview import difference, picture_grid
+from fastue.data.preview import difference, one_of_each, picture_grid
 from fastue.data.sources import open_dataset
 from fastue.data.tensorfile import file_sha256
 from fastue.data.verify import open_protected
@@ -259,8 +259,7 @@ def _draw(
 ) -> None:
     """The first picture of some classes: before, after, and the difference to the original, or
     where that is not known to the picture before."""
-    labels = data.labels.cpu()
-    rows = torch.tensor([int((labels == k).nonzero()[0]) for k in labels.unique()[:SHOWN]])
+    rows = torch.tensor(one_of_each(data.labels, SHOWN))
     before = data.take(rows).cpu()
     after = np.stack([decode(files[row])[0] for row in rows.tolist()])
     after = torch.from_numpy(after).permute(0, 3, 1, 2)

@@ -68,6 +68,12 @@ def picture_grid(
     return grid
 
 
+def one_of_each(labels: Tensor, count: int) -> list[int]:
+    """The first row of each class, of at most `count` classes; labels int64 [N]."""
+    labels = labels.cpu()
+    return [int((labels == k).nonzero()[0]) for k in labels.unique()[:count]]
+
+
 def _wrapped(line: str, width: int) -> list[str]:
     """The line in parts that are at most `width` pixels wide in the font of the drawing."""
     font, lines = ImageFont.load_default(), [""]
@@ -88,9 +94,8 @@ def preview_of(
     One of each class comes first. Below stand `caption` and how visible the change is.
     """
     manifest = NoiseStore.open(directory, checksums=False).manifest
-    labels = originals.labels.cpu()
-    first = [int((labels == k).nonzero()[0]) for k in labels.unique()[:rows]]
-    chosen = (first + [i for i in range(len(labels)) if i not in set(first)])[:rows]
+    first = one_of_each(originals.labels, rows)
+    chosen = (first + [i for i in range(len(originals)) if i not in set(first)])[:rows]
     files = [directory / manifest["pictures"]["files"][row] for row in chosen]
     size = manifest.get("size")  # where pictures are of their own sizes
     written = torch.from_numpy(np.stack([decode(file, size)[0] for file in files])).permute(

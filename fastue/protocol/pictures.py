@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastue.data.atomic import atomic_write_bytes, make_folder
 from fastue.data.dataset import ImageDataset
-from fastue.data.preview import difference
+from fastue.data.preview import difference, one_of_each
 from fastue.data.writers import encode_png
 
 SHOWN, TREATED = 6, 3  # rows of a grid
@@ -64,8 +64,7 @@ def kept(folder: Path, names: Collection[str], protected: ImageDataset) -> dict[
 
 
 def _rows(data: ImageDataset) -> Tensor:
-    labels = data.labels.cpu()
-    return torch.tensor([int((labels == k).nonzero()[0]) for k in labels.unique()[:SHOWN]])
+    return torch.tensor(one_of_each(data.labels, SHOWN))
 
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:

@@ -65,8 +65,7 @@ def trained(
 
     With `cache`, a folder, it is read from there when it was trained before, also by another process
     that is at it, and a training that was cut off goes on from its last checkpoint to the same
-    weights. Raises DataError without
-    pictures.
+    weights. Raises DataError without pictures.
     """
     if not len(aux):
         raise DataError(f"{aux.source or 'auxiliary set'}: no pictures to train a purifier on")
