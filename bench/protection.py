@@ -1,7 +1,8 @@
 """Does a setting protect, on every seed? `python -m bench.protection TRAIN TEST --setting
 mode=class,grain=4 --seeds 0-9 --per-class 500 --victims resnet10-w16,cnn,vgg11-w8`. A setting is
-flags of EMN (lists with a plus: `survive=gray+jpeg`); another method goes before them
-(`pue:mode=class`).
+flags of EMN (lists with a plus: `survive=gray+jpeg`, a switch `on`); another method goes before
+them (`pue:mode=class`). The victim `authorized` is the network that `uge` made the pictures for,
+from its own initial weights; `clean` is then its accuracy after training on the originals.
 
 For each seed: noise for the first `--per-class` pictures of each class, pictures as they would be
 written, and victims trained on them with crop and flip (10 epochs; `resnet10-w16*3` trains three
@@ -17,6 +18,7 @@ printed at the end shows the worst seed of each setting; `--table` only prints i
 """
 
 import argparse
+import copy
 import csv
 import io
 import itertools
@@ -29,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from torch import nn
 
 from bench.certify import out_of_place
 from bench.methods import EPS, min_min
@@ -48,6 +51,7 @@ from fastue.victims.train import VictimConfig, fit, stopped
 
 RESULTS = Path(__file__).parent / "results" / "protection.csv"
 CHECK = "check"  # among the victims: that of fastue protect
+AUTHORIZED = "authorized"
 CELL = ("setting", "per_class", "seed", "victim", "epochs", "after")
 FIELDS = (
     *CELL, "final", "stopped", "best", "best_epoch", "clean", "holds", "sweeps", "error", "search_s",
@@ -92,8 +96,8 @@ def protected(setting: str, data: ImageDataset, seed: int) -> tuple:
     if setting == "published-class":
         return *published_class(data, seed), None, None
     method, _, rest = setting.partition(":") if ":" in setting else ("emn", "", setting)
-    values = dict(word.split("=") for word in rest.split(",") if word)
-    values = {name: value.replace("+", ",") for name, value in values.items()}
+    values = dict(word.split("=", 1) for word in rest.split(",") if word)
+    values = {name: _value(value) for name, value in values.items()}
     config = configure(method, {**values, "seed": seed}).on(data.device)
     start = time.perf_counter()
     result = get(method).make(data, config)
@@ -106,6 +110,11 @@ def protected(setting: str, data: ImageDataset, seed: int) -> tuple:
     }
     pictures = replace(data, images=result.apply(data.images, data.labels))
     return pictures, search, result, config
+
+
+def _value(text: str) -> str | bool:
+    """Of a setting; a switch is `on`."""
+    return True if text == "on" else text.replace("+", ",")
 
 
 def published_class(
@@ -165,11 +174,14 @@ def append(path: Path, row: dict) -> None:
         file.write(text.getvalue())
 
 
-def trained(pictures: ImageDataset, test: ImageDataset, cell: dict) -> dict:
-    """The figures of one victim. Its seed is not the noise's: the adversary does not know that."""
+def trained(
+    pictures: ImageDataset, test: ImageDataset, cell: dict, model: nn.Module | None = None
+) -> dict:
+    """The figures of one victim. Its seed is not the noise's: the adversary does not know that.
+    `model` is trained in place of a new one."""
     shown = replace(pictures, images=AFTER[cell["after"]](pictures.images))
     config = VictimConfig(arch=cell["victim"], epochs=cell["epochs"])
-    _, curves = fit(shown, test, config, seed=1000 + cell["seed"])
+    _, curves = fit(shown, test, config, seed=1000 + cell["seed"], model=model)
     accuracy = curves["accuracy"]
     return {
         "final": accuracy[-1],
@@ -205,6 +217,10 @@ def run(given, train: ImageDataset, test: ImageDataset) -> None:
         start = time.perf_counter()
         if arch == CHECK:
             figures = checked(data, noise, config)
+        elif arch == AUTHORIZED:
+            figures = trained(pictures, test, cell, copy.deepcopy(noise.surrogate))
+            beside = trained(data, test, cell, copy.deepcopy(noise.surrogate))
+            figures["clean"] = beside["best"]
         else:
             figures = trained(pictures, test, cell)
         figures["victim_s"] = f"{time.perf_counter() - start:.1f}"

@@ -75,18 +75,20 @@ def fit(
     seed: int,
     step: Callable[..., Tensor] = train_step,
     progress: Callable[[int, int, dict], None] = lambda done, total, info: None,
+    model: nn.Module | None = None,
 ) -> tuple[nn.Module, dict[str, list[float]]]:
     """The trained victim, and curves over epochs: `loss` (mean training loss), `train_accuracy` and
     `accuracy` on the clean `test`, in percent; `picking` and `scoring` are the accuracy on its two
     halves, for an adversary who stops early (see `halves`). `right`: which test pictures, a
     byte each, 1 or 0.
 
-    Initial weights, order, augmentation and what `step` draws depend on `seed` alone.
-    `train_accuracy` is on the training pictures as they are in `train`, without augmentation, at
+    Initial weights, order, augmentation and what `step` draws depend on `seed` alone; with `model`,
+    which is then trained in place, its weights are the initial ones. `train_accuracy` is on the training pictures as they are in `train`, without augmentation, at
     the last epoch only (a list of one).
     """
     c = config
-    model = models.build(c.arch, train.num_classes, train.shape[0], seed=seed)
+    if model is None:
+        model = models.build(c.arch, train.num_classes, train.shape[0], seed=seed)
     model = model.to(train.device, memory_format=torch.channels_last)
     curves = new_curves()
     with torch_seeded(seed, train.device):

@@ -1,0 +1,583 @@
+"""UGE: ungeneralizable examples (Ye & Wang, CVPR 2024, arXiv 2404.14016), pictures for one
+authorized network.
+
+    L = L_gm + lambda_fd L_fd + lambda_ud L_ud        minimised over a generator of the noise
+
+The authorized network is an architecture *and its initial weights* theta_0. It is trained on the
+clean pictures once; at weights theta_t of that trajectory, drawn at random,
+
+    gm    mean_i [1 - cos(grad l(theta_t; x_i, y_i), grad l(theta_t; x_i', y_i))]  keeps the
+          trajectory
+    fd    drives x' away from x in a feature space that others learn in
+    ud    keeps a student from imitating the authorized network's answers to x'
+
+The paper's text was not to be had in full: what is not said of it in docs/UGE.md is ours, and so
+is the term
+
+    emn   the loss of hackers that learn the noisy pictures meanwhile, minimised (EMN's min-min)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastue import distributed
+from fastue.core import stop
+from fastue.core.errors import UsageError
+from fastue.methods.base import (
+    ABOVE_0,
+    Checkpointer,
+    Config,
+    Method,
+    Perturbation,
+    flag,
+    lazy,
+    number,
+    silent,
+    whole,
+)
+from fastue.methods.loop import Surrogate, pack, training_batch, unpack
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from fastue.data.dataset import ImageDataset
+else:
+    torch = lazy("torch")
+
+F = lazy("torch.nn.functional")
+augment = lazy("fastue.data.augment")
+authorized = lazy("fastue.models.authorized")
+dataset = lazy("fastue.data.dataset")
+feature_spaces = lazy("fastue.models.features")
+generators = lazy("fastue.models.generator")
+grains = lazy("fastue.ops._grain")
+keyed = lazy("fastue.data.keyed")
+matching = lazy("fastue.matching")
+models = lazy("fastue.models")
+ops = lazy("fastue.ops")
+tensorfile = lazy("fastue.data.tensorfile")
+training = lazy("fastue.models.training")
+
+TERMS = ("gm", "fd", "ud", "emn")
+TEMPERATURE, MARGIN = 4.0, 4.0  # of undistillation; the divergence counts up to the margin
+_TRAJECTORY = "trajectory.safetensors"
+
+
+def weights(text: str) -> str:
+    """`gm=1,fd=0.5`: each term once, in order; those not named have weight 0."""
+    found: dict[str, float] = {}
+    for word in filter(None, text.split(",")):
+        name, equals, value = word.partition("=")
+        if name not in TERMS or not equals or name in found:
+            raise UsageError(f"{word}: write {','.join(f'{term}=1' for term in TERMS)}, or some of it")
+        found[name] = number(value)
+        if not 0 <= found[name] < math.inf:
+            raise UsageError(f"{word}: a weight is 0 or more")
+    if not any(found.values()):
+        raise UsageError("all weights are 0")
+    return ",".join(f"{term}={found[term]:g}" for term in TERMS if found.get(term))
+
+
+@dataclass(frozen=True)
+class UGEConfig(Config):
+    """Noise in [0,1] pixel units; each term of the loss is divided by what it is at first."""
+
+    method = "uge"
+
+    arch: str = flag(
+        "auto",
+        "the authorized network, its initial weights drawn by --seed",
+        shown="auto (resnet18 on a GPU, cnn-w16 on a CPU)",
+    )
+    authorized: str = flag(
+        "",
+        "files of authorized networks instead, separated by commas: surrogate.safetensors of "
+        "earlier runs",
+        shown="none",
+    )
+    frozen: int = flag(
+        0,
+        "first convolutions of the authorized network that keep their weights while it learns",
+        parse=whole,
+        check=(lambda v: v >= 0, "must be 0 or more"),
+    )
+    weights: str = flag("gm=1,fd=1,ud=1", "of the terms gm, fd, ud, emn", parse=weights)
+    free: bool = flag(False, "a noise of its own for each picture (or class), by signed steps, instead of a generator's")
+    grain: int = flag(
+        4, "side of the squares of pixels that share a noise value", parse=whole, check=ABOVE_0
+    )
+    clamp: bool = flag(False, "clamp the generator's output, as published, instead of eps * tanh")
+    level: str = flag(
+        "sample",
+        "whose gradients are matched",
+        choices={"sample": "each picture's", "batch": "a batch's"},
+    )
+    layerwise: bool = flag(False, "match the gradients of each layer instead of all together")
+    norm_term: float = flag(
+        0.0,
+        "weight of log(|g'|/|g|)^2 beside the cosine",
+        parse=number,
+        check=(lambda v: v >= 0, "must be 0 or more"),
+    )
+    features: str = flag("self", "feature space of fd: self (a network trained here) or timm:NAME")
+    distance: str = flag(
+        "misaligned",
+        "of fd",
+        choices={"misaligned": "towards another class", "plain": "away from where it is"},
+    )
+    hackers: str = flag(
+        "auto",
+        "networks of emn, separated by commas",
+        shown="auto (--arch with other initial weights)",
+    )
+    epochs: int = flag(12, "of the authorized network on clean pictures", parse=whole, check=ABOVE_0)
+    sweeps: int = flag(20, "over the pictures, to make the noise", parse=whole, check=ABOVE_0)
+
+    # Ours, where the sources are silent; no flags.
+    snapshots: int = flag(4, parse=whole, check=ABOVE_0)  # of the trajectory, one drawn a batch
+    batch: int = flag(128, parse=whole, check=ABOVE_0)
+    adam: float = flag(1e-3, parse=number, check=ABOVE_0)  # of the generator
+    step: float = flag(0.4, parse=number, check=ABOVE_0)  # of free noise, in budgets
+    lr: float = flag(0.1, parse=number, check=ABOVE_0)  # of all networks that learn
+    clip: float = flag(5.0, parse=number, check=ABOVE_0)
+    train_steps: int = flag(10, parse=whole, check=ABOVE_0)  # of the hackers between two sweeps
+    precision: str = "float32"
+    compile: bool = False
+    steps: int = 1  # noise steps on a batch in a sweep
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "class" and not self.free:
+            object.__setattr__(self, "free", True)  # a generator's noise is a picture's
+
+    def on(self, device: torch.device) -> UGEConfig:
+        auto = "resnet18" if torch.device(device).type == "cuda" else "cnn-w16"
+        arch = auto if self.arch == "auto" else self.arch
+        return replace(self, arch=arch, hackers=arch if self.hackers == "auto" else self.hackers)
+
+    def terms(self) -> dict[str, float]:
+        """The terms with a weight above 0."""
+        pairs = (word.split("=") for word in self.weights.split(","))
+        return {name: float(value) for name, value in pairs}
+
+    def text(self) -> str:
+        kind = "free noise" if self.free else "a generator"
+        return f"for {self.authorized or self.arch}, {self.weights}, {kind}, {super().text()}"
+
+
+def uge(
+    data: ImageDataset,
+    config: UGEConfig,
+    *,
+    checkpoint: Checkpointer | None = None,
+    clock: Any = None,
+    progress: Callable[[str, int, int, dict], None] = silent,
+) -> Perturbation:
+    """The noise for `data`, on the device `data` is on."""
+    c, checkpoint = config.on(data.device), checkpoint or Checkpointer(None)
+    clean = Clean(data, c, checkpoint.folder, progress)
+    noise = FreeNoise(data, c) if c.free else GeneratedNoise(data, c)
+    run = Run(data, c, noise, checkpoint, progress)
+    losses = Losses(c, clean, data, run.hackers)
+
+    for number, (x, y, index) in run.batches():
+        shown = noise.shown(x, index, y).detach().requires_grad_()
+        values = losses(x, shown, y, number)
+        scale = run.scale(values)
+        total = sum(weight / scale[name] * values[name] for name, weight in c.terms().items())
+        (gradient,) = torch.autograd.grad(total, shown)
+        noise.move(gradient, x, y, index)
+    return run.result(clean)
+
+
+class Losses:
+    """The terms of pictures x' float32 [B,C,H,W] beside their originals x (both in [0,1])."""
+
+    def __init__(self, c: UGEConfig, clean: Clean, data: ImageDataset, hackers: list[Surrogate]):
+        self.c, self.clean, self.hackers = c, clean, hackers
+        self.classes = data.num_classes
+        if "fd" in c.terms():
+            self.features = (
+                feature_spaces.penultimate(clean.other)
+                if c.features == "self"
+                else feature_spaces.pretrained(c.features)
+            )
+            if c.distance == "misaligned":
+                self.prototypes = self._prototypes(data)
+                shift = keyed.keyed_generator(c.seed, "uge-misaligned").integers(1, self.classes)
+                self.elsewhere = int(shift)  # a permutation of the classes without a fixed point
+
+    def __call__(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> dict[str, Tensor]:
+        return {name: getattr(self, name)(x, shown, y, number) for name in self.c.terms()}
+
+    def gm(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> Tensor:
+        """Gradient matching at a weight of each authorized network's trajectory."""
+        c = self.c
+        generator = keyed.keyed_generator(c.seed, "uge-snapshot", number)
+        total = 0.0
+        for trajectory in self.clean.trajectories:
+            theta = trajectory[int(generator.integers(len(trajectory)))]
+            distance = matching.gradient_match(
+                theta,
+                _each if c.level == "sample" else F.cross_entropy,
+                x,
+                shown,
+                y,
+                per_sample=c.level == "sample",
+                layers=c.layerwise,
+                norm_weight=c.norm_term,
+            )
+            total = total + distance.mean()
+        return total / len(self.clean.trajectories)
+
+    def fd(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> Tensor:
+        """Feature distance: misaligned, the cross-entropy of another class in phi, a class being
+        its mean; plain, cos(phi(x), phi(x'))."""
+        seen = self.features(shown)
+        if self.c.distance == "plain":
+            with torch.no_grad():
+                target = self.features(x)
+            return F.cosine_similarity(seen, target).mean()
+        middle, means = self.prototypes
+        logits = 10 * F.normalize(seen - middle) @ means.T
+        return F.cross_entropy(logits, (y + self.elsewhere) % self.classes)
+
+    def ud(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> Tensor:
+        """Undistillation: the divergence of a student from the trained authorized network, up to a
+        margin, negative."""
+        t = TEMPERATURE
+        total = 0.0
+        for teacher in self.clean.trained:
+            answers = F.log_softmax(teacher(shown) / t, 1)
+            student = F.log_softmax(self.clean.other(shown) / t, 1)
+            divergence = F.kl_div(student, answers, reduction="none", log_target=True).sum(1)
+            total = total - (t * t * divergence).clamp(max=MARGIN).mean()
+        return total / len(self.clean.trained)
+
+    def emn(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> Tensor:
+        """Error minimised for the hackers, as they stand since the last sweep began."""
+        return sum(F.cross_entropy(h.frozen(shown), y) for h in self.hackers) / len(self.hackers)
+
+    @torch.no_grad()
+    def _prototypes(self, data: ImageDataset) -> tuple[Tensor, Tensor]:
+        """The mean of phi over all pictures [F], and the direction of each class's from it [K, F]."""
+        sums, counts = 0.0, torch.bincount(data.labels, minlength=self.classes)
+        for x, y, _ in dataset.batches(data, 500):
+            seen = self.features(training.to_input(x))
+            one_hot = F.one_hot(y, self.classes).to(seen.dtype)
+            sums = sums + one_hot.T @ seen
+        middle = sums.sum(0) / counts.sum()
+        return middle, F.normalize(sums / counts[:, None] - middle)
+
+
+def _each(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+class Clean:
+    """What is learnt from the clean pictures first, once: kept in `folder`, so that a resumed run
+    goes on from there.
+
+    initial       the authorized networks at theta_0
+    trajectories  of each some networks between theta_0 and the trained one, standing still
+    trained       the trained ones
+    other         a network of other initial weights, trained: the student and the feature space
+    """
+
+    def __init__(self, data: ImageDataset, c: UGEConfig, folder: Path | None, progress: Callable):
+        self.initial, self.archs = _authorized(data, c)
+        wanted = {name for name in c.terms() if name != "emn"}
+        path = folder / _TRAJECTORY if folder else None
+        kept = tensorfile.read_tensors(path)[0] if path and path.exists() else None
+        states: dict[str, dict[str, Tensor]] = {}
+        self.trajectories, self.trained = [], []
+        if wanted & {"gm", "ud"}:
+            for k, model in enumerate(self.initial):
+                found = _states(kept, f"{k}.") or _trained(model, data, c, k, progress)
+                states |= {f"{k}.{name}": state for name, state in found.items()}
+                steps = [_still(model, state, data.device) for state in found.values()]
+                self.trajectories.append(steps[:-1])
+                self.trained.append(steps[-1])
+        if wanted & {"fd", "ud"}:
+            other = models.build(c.arch, data.num_classes, data.shape[0], seed=c.seed + 1)
+            found = _states(kept, "other.") or _trained(other, data, c, -1, progress)
+            states |= {f"other.{name}": state for name, state in found.items()}
+            self.other = _still(other, list(found.values())[-1], data.device)
+        if path and kept is None and states:
+            tensors = {f"{a}.{b}": value for a, state in states.items() for b, value in state.items()}
+            tensorfile.write_tensors(path, tensors, {})
+
+
+def _authorized(data: ImageDataset, c: UGEConfig) -> tuple[list[nn.Module], list[str]]:
+    """The authorized networks at theta_0 and their architectures."""
+    k, channels = data.num_classes, data.shape[0]
+    if not c.authorized:
+        model = authorized.authorized(c.arch, k, channels, c.seed, c.frozen)
+        return [model.to(data.device, memory_format=torch.channels_last)], [c.arch]
+    found = []
+    for name in c.authorized.split(","):
+        model, about = authorized.load(Path(name))
+        if about["classes"] != data.classes or about["channels"] != channels:
+            raise UsageError(f"--authorized {name}: it is for other classes or channels than these")
+        model = model.to(data.device, memory_format=torch.channels_last)
+        found.append((model, about["arch"]))
+    return [model for model, _ in found], [arch for _, arch in found]
+
+
+def _trained(
+    model: nn.Module, data: ImageDataset, c: UGEConfig, which: int, progress: Callable
+) -> dict[str, dict[str, Tensor]]:
+    """Trains a copy on the clean pictures, under crops and flips; its weights at `snapshots` moments
+    from the beginning on, evenly spaced, and in the end."""
+    model = _copy(model).train()
+    batch = min(c.batch, len(data))
+    steps = c.epochs * (len(data) // batch)
+    optimizer = training.sgd(model, c.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    moments = {steps * j // c.snapshots: j for j in range(c.snapshots)}
+    found = {}
+    for step in range(steps):
+        if step in moments:
+            found[str(moments[step])] = _state(model)
+        x, y, index = training_batch(data, batch, step, c.seed)
+        x = augment.crop_flip(x, index, seed=c.seed, epoch=step, rows=len(data))
+        training.train_step(
+            model, optimizer, training.to_input(x), y, precision=c.precision, clip=c.clip
+        )
+        schedule.step()
+        name = "the authorized network" if which >= 0 else "another network"
+        progress(f"{name} on clean pictures", step + 1, steps, {})
+        if stop.requested():
+            stop.leave()
+    return {**found, "end": _state(model)}
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _states(kept: dict[str, Tensor] | None, prefix: str) -> dict[str, dict[str, Tensor]]:
+    """`prefix` + moment + "." + name: the weights of each moment that the file holds."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in (kept or {}).items():
+        if name.startswith(prefix):
+            moment, _, own = name.removeprefix(prefix).partition(".")
+            found.setdefault(moment, {})[own] = value
+    return dict(sorted(found.items(), key=lambda item: (item[0] == "end", item[0])))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(model)
+
+
+def _still(model: nn.Module, state: dict[str, Tensor], device: torch.device) -> nn.Module:
+    """A copy with these weights, in eval mode."""
+    other = _copy(model)
+    other.load_state_dict(state)
+    return other.to(device, memory_format=torch.channels_last).eval()
+
+
+@dataclass
+class FreeNoise:
+    """Noise of its own for each picture or class, drawn at first: it descends by signed steps."""
+
+    data: ImageDataset
+    c: UGEConfig
+    bank: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        c, data = self.c, self.data
+        count = data.num_classes if c.mode == "class" else len(data)
+        shape = grains.bank_shape(data.shape, c.grain)
+        drawn = keyed.keyed_generator(c.seed, "uge-noise").uniform(-c.eps, c.eps, (count, *shape))
+        bank = torch.from_numpy(drawn).float().to(data.device)
+        self.bank = bank.contiguous(memory_format=torch.channels_last)
+
+    def _rows(self, y: Tensor, index: Tensor) -> Tensor:
+        return y if self.c.mode == "class" else index
+
+    def shown(self, x: Tensor, index: Tensor, y: Tensor) -> Tensor:
+        noise = grains.spread(self.bank[self._rows(y, index)], self.c.grain, *x.shape[2:])
+        return (x + noise).clamp(0, 1)
+
+    def move(self, gradient: Tensor, x: Tensor, y: Tensor, index: Tensor) -> None:
+        c, gradient = self.c, gradient.contiguous(memory_format=torch.channels_last)
+        pictures = self.data.take(index)
+        about = {"step": c.step * c.eps, "eps": c.eps, "grain": c.grain}
+        if c.mode == "class":
+            ops.class_step(self.bank, gradient, pictures, y, **about)
+        else:
+            ops.linf_step(self.bank, gradient, pictures, index, **about)
+
+    def made(self) -> Tensor:
+        return self.bank
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"noise": self.bank}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.bank.copy_(tensors["noise"])
+
+
+class GeneratedNoise:
+    """Noise of a picture by a generator, trained by Adam."""
+
+    def __init__(self, data: ImageDataset, c: UGEConfig):
+        self.data, self.c = data, c
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(c.seed)
+            model = generators.Generator(data.shape[0], c.eps, c.grain, plain=c.clamp)
+        self.model = model.to(data.device, memory_format=torch.channels_last)
+        self.adam = torch.optim.Adam(self.model.parameters(), c.adam)
+
+    def shown(self, x: Tensor, index: Tensor, y: Tensor) -> Tensor:
+        self.last = self.model.shown(x)
+        return self.last
+
+    def move(self, gradient: Tensor, x: Tensor, y: Tensor, index: Tensor) -> None:
+        self.adam.zero_grad(set_to_none=True)
+        self.last.backward(gradient)
+        self.adam.step()
+
+    @torch.no_grad()
+    def made(self) -> Tensor:
+        batches = dataset.batches(self.data, 500)
+        return torch.cat([self.model(training.to_input(x)) for x, _, _ in batches])
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {f"generator.{name}": value for name, value in self.model.state_dict().items()}
+        for i, state in self.adam.state_dict()["state"].items():
+            found |= {f"adam.{i}.{name}": value for name, value in state.items()}
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        own = {k.removeprefix("generator."): v for k, v in tensors.items() if k[:5] == "gener"}
+        self.model.load_state_dict(own)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                _, i, moment = name.split(".")
+                moments.setdefault(int(i), {})[moment] = value
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
+
+
+class Run:
+    """The walk over the pictures, sweep by sweep, the hackers learning before each; killed and
+    called again, it goes on from its checkpoint."""
+
+    def __init__(self, data, c: UGEConfig, noise, checkpoint: Checkpointer, progress: Callable):
+        self.data, self.c, self.noise = data, c, noise
+        self.checkpoint, self.progress = checkpoint, progress
+        self.batch = min(c.batch, len(data))
+        self.per_sweep = -(-len(data) // self.batch)
+        archs = c.hackers.split(",") if "emn" in c.terms() else []
+        self.hackers = []
+        for k, arch in enumerate(archs):
+            model = models.build(arch, data.num_classes, data.shape[0], seed=c.seed + 2 + k)
+            model = model.to(data.device, memory_format=torch.channels_last)
+            self.hackers.append(Surrogate(model, c))
+        self.state: dict[str, Any] = {"done": 0, "trained": 0, "scale": {}, "history": []}
+        self.sums: dict[str, Tensor] = {}
+        if saved := checkpoint.load():
+            tensors, self.state = saved
+            noise.restore(tensors)
+            for k, hacker in enumerate(self.hackers):
+                own = {n.removeprefix(f"{k}."): v for n, v in tensors.items() if n.startswith(f"{k}.")}
+                unpack(own, hacker.model, hacker.optimizer)
+
+    def batches(self) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+        """(number, (pictures float32 in [0,1], labels, rows)) of all sweeps that are left. A sweep
+        is walked in an order of its own; snapshots are taken between two sweeps."""
+        c, state = self.c, self.state
+        for sweep in range(len(state["history"]), c.sweeps):
+            self._learn()
+            order = dataset.epoch_order(len(self.data), c.seed, sweep)
+            seen = dataset.batches(self.data, self.batch, order)
+            for k, (x, y, index) in enumerate(seen):
+                yield sweep * self.per_sweep + k, (training.to_input(x), y, index)
+                self._report(f"sweep {sweep + 1}", k + 1)
+            means = {name: round(float(value) / self.per_sweep, 6) for name, value in self.sums.items()}
+            state["history"].append({"sweep": sweep, **means})
+            self.sums = {}
+            if stop.requested():
+                self.checkpoint.save(self._snapshot)
+                stop.leave()
+            self.checkpoint.tick(self._snapshot)
+
+    def scale(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """What each term is divided by: its size at first. Keeps count of the values, too."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        if not self.state["scale"]:
+            self.state["scale"] = {
+                name: max(abs(float(value.detach())), 1e-3) for name, value in values.items()
+            }
+        return self.state["scale"]
+
+    def _learn(self) -> None:
+        """The hackers' training steps on the noisy pictures before a sweep."""
+        c = self.c
+        for hacker in self.hackers:
+            hacker.model.train()
+        for _ in range(c.train_steps if self.hackers else 0):
+            step = self.state["trained"]
+            x, y, index = training_batch(self.data, self.batch, step, c.seed)
+            with torch.no_grad():
+                shown = self.noise.shown(training.to_input(x), index, y)
+            shown = shown.contiguous(memory_format=torch.channels_last)
+            for hacker in self.hackers:
+                hacker.learn(shown, y, step)
+            self.state["trained"] = step + 1
+        for hacker in self.hackers:
+            hacker.frozen.refresh()
+
+    def result(self, clean: Clean) -> Perturbation:
+        c, history = self.c, self.state["history"]
+        self.checkpoint.save(self._snapshot)
+        said = ", ".join(f"{k} {v:.4g}" for k, v in history[-1].items() if k != "sweep")
+        return Perturbation(
+            self.noise.made(),
+            c.mode,
+            c.eps,
+            history,
+            surrogate=clean.initial[0],
+            arch=clean.archs[0],
+            summary=f"{len(history)} sweeps, in the last one {said}",
+            grain=c.grain,
+            size=self.data.shape[1:],
+        )
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], dict]:
+        tensors = self.noise.tensors()
+        for k, hacker in enumerate(self.hackers):
+            own = pack(hacker.model, hacker.optimizer)
+            tensors |= {f"{k}.{name}": value for name, value in own.items()}
+        return tensors, self.state
+
+    def _report(self, phase: str, done: int) -> None:
+        self.progress(phase, done, self.per_sweep, {})
+
+
+def check(data: ImageDataset, config: UGEConfig) -> None:
+    """Networks and feature spaces of unknown names fail here."""
+    if distributed.place()[1] > 1:
+        raise UsageError("--method uge runs in one process; start it without torchrun")
+    c = config.on(data.device)
+    _authorized(data, c)
+    for arch in c.hackers.split(","):
+        models.build(arch, data.num_classes, data.shape[0])
+    if "fd" in c.terms() and data.num_classes < 2:
+        raise UsageError("fd needs two classes at least")
+    if c.features != "self":
+        feature_spaces.pretrained(c.features)
+
+
+METHOD = Method(UGEConfig, uge, None, check)

@@ -1,0 +1,60 @@
+"""An authorized network: an architecture and its initial weights, of which the first convolutions
+may stand still for good.
+"""
+
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastue import models
+from fastue.core.errors import UsageError
+from fastue.models import saved
+
+
+def authorized(arch: str, classes: int, channels: int, seed: int, frozen: int = 0) -> nn.Module:
+    """A new one: weights drawn by `seed`, the first `frozen` convolutions standing still."""
+    return stand_still(models.build(arch, classes, channels, seed=seed), frozen)
+
+
+def load(path: Path) -> tuple[nn.Module, dict]:
+    """One in a file that fastue wrote (surrogate.safetensors of `--method uge`), in training mode,
+    and what it is: arch, classes, channels, notes. Raises DataError for any other file."""
+    model, about = saved.load(path)
+    frozen = about["notes"].get("config", {}).get("frozen", 0)
+    return stand_still(model.train(), frozen), about
+
+
+def stand_still(model: nn.Module, count: int) -> nn.Module:
+    """The same network, its first `count` convolutions, and the norms behind them, in eval mode and
+    without gradients for good. Raises UsageError where there are not so many."""
+    parts = list(fronts(model))
+    if count > len(parts) - 1:
+        raise UsageError(f"--frozen {count}: the network has {len(parts)} convolutions")
+    for part in parts[:count]:
+        part.requires_grad_(False).eval()
+        part.train = types.MethodType(_stays, part)
+    return model
+
+
+def _stays(self: nn.Module, mode: bool = True) -> nn.Module:
+    return nn.Module.train(self, False)
+
+
+def fronts(model: nn.Module) -> Iterator[nn.Module]:
+    """Convolutions in order, each with the norm behind it where both stand in one nn.Sequential."""
+    held: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and len(module) and isinstance(module[0], nn.Conv2d):
+            held.add(id(module[0]))
+            yield module
+        elif isinstance(module, nn.Conv2d) and id(module) not in held:
+            yield module
+
+
+def same_weights(model: nn.Module, state: dict[str, Tensor]) -> bool:
+    """Whether the network's weights are these."""
+    own = model.state_dict()
+    return own.keys() == state.keys() and all(torch.equal(own[k], state[k]) for k in own)
