@@ -518,7 +518,7 @@ class Run:
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         if not self.state["scale"]:
             self.state["scale"] = {
-                name: max(abs(float(value.detach())), 1e-3) for name, value in values.items()
+                name: abs(float(value.detach())) or 1.0 for name, value in values.items()
             }
         return self.state["scale"]
 
