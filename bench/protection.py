@@ -163,10 +163,10 @@ def rows_of(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, row: dict) -> None:
+def append(path: Path, row: dict, fields: tuple[str, ...] = FIELDS) -> None:
     """In one write, so that several processes may append."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
     if not path.exists():
         writer.writeheader()
     writer.writerow(row)

@@ -22,22 +22,26 @@ if TYPE_CHECKING:
     from fastue.data.protected import Protected
     from fastue.data.sources import open_dataset
     from fastue.methods.base import Perturbation
+    from fastue.models.projection import KeyProjection
     from fastue.ops import use_backend
 
     def emn(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
     def pue(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
+    def keyed(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
     def lsp(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
 
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "KeyProjection",
     "Protected",
     "__version__",
     "attack",
     "certify",
     "convert",
     "emn",
+    "keyed",
     "lsp",
     "open_dataset",
     "ops",
@@ -56,9 +60,10 @@ _HOMES = {
     "convert": "fastue.commands.convert",
     "open_dataset": "fastue.data.sources",
     "Protected": "fastue.data.protected",
+    "KeyProjection": "fastue.models.projection",
     "use_backend": "fastue.ops",
 }
-_METHODS = ("emn", "pue", "lsp")
+_METHODS = ("emn", "pue", "keyed", "lsp")
 
 
 def __getattr__(name: str) -> Any:

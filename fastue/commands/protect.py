@@ -4,8 +4,9 @@ manifest.
 The directory it fills: `run.json` (arguments, source, versions; written first), `work/` (while
 running: checkpoints, and of a large set its decoded pictures and its noise), `noise/` (shards),
 `images/` (the protected pictures), `surrogate.safetensors` (the network the noise was made with,
-for `fastue certify`; some methods have none), `manifest.json` (written last: its presence means
-complete), `preview.png`. Publish `images/` only: the noise undoes the protection.
+for `fastue certify`; some methods have none), what the method adds (`key.safetensors`),
+`manifest.json` (written last: its presence means complete), `preview.png`. Publish `images/` only:
+the noise undoes the protection, and so does a key.
 """
 
 import contextlib
@@ -84,8 +85,8 @@ def protect(
 
     source    a folder of class sub-folders, a .npz with x and y, torchvision:NAME:PATH, demo:train,
               or a data set
-    method    emn, pue or lsp; `settings` are its flags, with underscores for hyphens: mode="class",
-              eps=8/255, seed=1
+    method    emn, pue, keyed or lsp; `settings` are its flags, with underscores for hyphens:
+              mode="class", eps=8/255, seed=1
     device    auto, cpu, cuda, cuda:1
     check     train a small victim on a part of the protected pictures, and on its originals; where
               it learns more than half of what those teach, the search goes on with more sweeps,
@@ -309,6 +310,7 @@ def _write(
             trained_by=f"fastue protect --method {config.method}",
             config=config.record(),
         )
+    methods.get(config.method).files(out, data, result, config)
     store.finish(files)
 
 

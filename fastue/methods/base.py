@@ -245,12 +245,15 @@ class Method:
            same bytes.
     plan   (some of the pictures, config, n) -> Cost of all n; None: not known before
     check  (data, config): raises UsageError for what cannot be, before anything is written
+    files  (out, data, perturbation, config): writes what the method leaves in the run's directory
+           beside noise and pictures; called again after a kill
     """
 
     config: type[Config]
     make: Callable[..., Perturbation]
     plan: Callable[[ImageDataset, Config, int], Cost] | None = None
     check: Callable[[ImageDataset, Config], None] = lambda data, config: None
+    files: Callable[[Path, ImageDataset, Perturbation, Config], None] = lambda *run: None
 
 
 @dataclass

@@ -141,12 +141,12 @@ class EMNConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         paper = self.recipe == "paper" or self.recipe is None and self.compat != "none"
-        large = not paper and self.mode == "sample"
+        large = not paper and not self.classwise
         defaults = {
             "recipe": "paper" if paper else "fast",
             "stop_sweeps": self.good_sweeps(),
             "grain": GRAIN if self.compat == "none" else 1,
-            "steps": 5 if large else 20 if self.mode == "sample" else 1,
+            "steps": 1 if self.classwise else 5 if large else 20,
             "step": 0.4 * self.eps if large else 0.8 / 255,
         }
         for name, value in defaults.items():
@@ -156,6 +156,11 @@ class EMNConfig(Config):
         if self.compat == "emn2021":
             object.__setattr__(self, "stop_error", 0.1 if self.mode == "class" else 0.01)
             object.__setattr__(self, "stop_sweeps", 1)
+
+    @property
+    def classwise(self) -> bool:
+        """Whether the search is for a noise of each class."""
+        return self.mode == "class"
 
     def on(self, device: torch.device) -> EMNConfig:
         auto = "resnet18" if torch.device(device).type == "cuda" else "resnet10-w16"
@@ -168,7 +173,7 @@ class EMNConfig(Config):
     def good_sweeps(self) -> int:
         """How many in a row the stop rule asks for. Class-wise a sweep is short, and coarse noise
         gets stronger for some time after the surrogate has learnt it."""
-        return GOOD_SWEEPS if self.mode == "class" and self.grain != 1 else 2
+        return GOOD_SWEEPS if self.classwise and self.grain != 1 else 2
 
     def least_sweeps(self, n: int) -> int:
         """Before which the stop rule is not looked at, for n pictures."""

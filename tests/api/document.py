@@ -26,8 +26,8 @@ both are `ValueError` and name the argument or the file and the fix.
 
 SECTIONS = {
     "Commands": ("protect", "verify", "attack", "certify"),
-    "Methods in memory": ("emn", "pue", "lsp"),
-    "Data": ("open_dataset", "Protected"),
+    "Methods in memory": ("emn", "pue", "keyed", "lsp"),
+    "Data": ("open_dataset", "Protected", "KeyProjection"),
 }
 
 

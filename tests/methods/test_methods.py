@@ -15,7 +15,8 @@ from fastue.methods.base import Config, Method, Perturbation, flag, whole
 
 PAGES = Path(__file__).parents[2] / "docs"
 QUICK = {"arch": "cnn-w4", "precision": "float32", "max_sweeps": 1, "train_steps": 1, "batch": 32}
-QUICK = {"emn": QUICK, "pue": {**QUICK, "levels": 2, "train_draws": 1, "noise_draws": 1}, "lsp": {}}
+PUE = {**QUICK, "levels": 2, "train_draws": 1, "noise_draws": 1}
+QUICK = {"emn": QUICK, "pue": PUE, "keyed": QUICK, "lsp": {}}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -36,7 +37,7 @@ def test_settings_can_be_written_as_text(name):
 def test_settings_of_another_method_are_refused_and_say_whose_they_are():
     with pytest.raises(UsageError, match="--sigma belongs to --method pue, not to emn"):
         methods.configure("emn", {"sigma": 0.1})
-    with pytest.raises(UsageError, match="--max-sweeps belongs to --method emn or pue, not to lsp"):
+    with pytest.raises(UsageError, match="--max-sweeps belongs to --method emn or pue or keyed, not to lsp"):
         methods.configure("lsp", {"max_sweeps": 3})
     with pytest.raises(UsageError, match="--norm belongs to --method lsp, not to pue"):
         methods.configure("pue", {"norm": "l2"})

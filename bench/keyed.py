@@ -1,0 +1,237 @@
+"""Does the key let in who has it, and nobody else? `python -m bench.keyed TRAIN TEST --seeds 0-2
+--per-class 500 --victims cnn-w16,vgg11-w8,resnet10-w8`.
+
+For each seed: noise by `--setting` (flags of `--method keyed`) for the first `--per-class` pictures
+of each class, pictures as they would be written, and victims that are trained on them with crop and
+flip, each in one of the ARMS: what is done to the pictures before. A row is appended to
+bench/results/keyed.csv as soon as it is there, and one that is there is not trained again. `best`
+is the accuracy on all test pictures at the best epoch, which only an oracle knows.
+
+The table at the end, which is all that `--table` prints, has the mean and the worst of the seeds:
+the lowest for who has the key, the highest for all others, and the points between a row and clean
+training of the same network on the same seed.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.ops import facts
+from bench.protection import AFTER, append, numbers, rows_of, words
+from fastue.countermeasures.orthogonal_projection import projected
+from fastue.data.dataset import ImageDataset
+from fastue.data.keyed import keyed_generator
+from fastue.data.sources import open_dataset
+from fastue.methods import configure, get
+from fastue.methods.keyed import mean_picture, patterns
+from fastue.models.projection import KeyProjection
+from fastue.models.training import resolve_device
+from fastue.ops._grain import bank_shape, spread
+from fastue.victims.config import VictimConfig
+from fastue.victims.train import fit, stopped
+
+RESULTS = Path(__file__).parent / "results" / "keyed.csv"
+CELL = ("setting", "per_class", "seed", "victim", "epochs", "arm")
+FIELDS = (
+    *CELL, "final", "stopped", "best", "best_epoch", "rms", "sweeps", "search_s", "victim_s",
+    "pictures", "device", "threads", "load", "torch", "fastue", "commit", "time",
+)  # fmt: skip
+OTHER = 1000  # added to the seed of the noise, for the run of an adversary
+Sets = tuple[ImageDataset, ImageDataset]
+
+
+@dataclass
+class Scene:
+    """What there is on one seed. `keyed(keys, train, test)` is both without the span of `keys`."""
+
+    setting: str
+    seed: int
+    clean: ImageDataset
+    test: ImageDataset
+
+    @cached_property
+    def made(self) -> tuple:
+        """The noise, its patterns at the size of the pictures, and what the search says."""
+        return made(self.setting, self.clean, self.seed)
+
+    @cached_property
+    def protected(self) -> ImageDataset:
+        noise = self.made[0]
+        return replace(self.clean, images=noise.apply(self.clean.images, self.clean.labels))
+
+    def without(self, span: Tensor, pictures: ImageDataset) -> Sets:
+        """`pictures` and the test set without a span [K,C,H,W]; the mean is the adversary's."""
+        key = KeyProjection(span, mean_picture(pictures))
+        return tuple(replace(p, images=key.pictures(p.images)) for p in (pictures, self.test))
+
+
+def made(setting: str, data: ImageDataset, seed: int) -> tuple:
+    values = dict(word.split("=") for word in setting.split(",") if word)
+    config = configure("keyed", {**values, "seed": seed}).on(data.device)
+    start = time.perf_counter()
+    noise = get("keyed").make(data, config)
+    seconds = time.perf_counter() - start
+    shown = spread(patterns(data, noise), noise.grain, *data.shape[1:]).float()
+    search = {"sweeps": len(noise.history), "search_s": f"{seconds:.1f}"}
+    search["rms"] = f"{float(shown.square().mean().sqrt()):.2f}"
+    return noise, shown, search
+
+
+def plain(scene: Scene) -> Sets:
+    return scene.protected, scene.test
+
+
+def clean(scene: Scene) -> Sets:
+    return scene.clean, scene.test
+
+
+def authorized(scene: Scene) -> Sets:
+    return scene.without(scene.made[1], scene.protected)
+
+
+def clean_projected(scene: Scene) -> Sets:
+    """What the projection itself costs."""
+    return scene.without(scene.made[1], scene.clean)
+
+
+def wrong_key(scene: Scene) -> Sets:
+    """As many random patterns of the same grain."""
+    noise, shown, _ = scene.made
+    shape = bank_shape(scene.clean.shape, noise.grain)
+    draw = keyed_generator(scene.seed, "wrong-key").standard_normal((len(shown), *shape))
+    span = spread(torch.from_numpy(draw).float(), noise.grain, *scene.clean.shape[1:])
+    return scene.without(span, scene.protected)
+
+
+def other_run(scene: Scene) -> Sets:
+    """The key of a run of the adversary's own, on the same clean pictures: he has none as good."""
+    return scene.without(made(scene.setting, scene.clean, scene.seed + OTHER)[1], scene.protected)
+
+
+def class_means(scene: Scene) -> Sets:
+    """The span of what the classes of the protected pictures are on average."""
+    pictures, labels = scene.protected.images.float(), scene.protected.labels
+    means = torch.stack([pictures[labels == k].mean(0) for k in labels.unique()])
+    return scene.without(means - means.mean(0), scene.protected)
+
+
+def linear(scene: Scene) -> Sets:
+    """The countermeasure orthogonal-projection: its test pictures stay as they are."""
+    silent = lambda phase, done, total: None  # noqa: E731
+    return projected(scene.protected, scene.seed, silent)[0], scene.test
+
+
+def after(name: str):
+    """A countermeasure of bench.protection: its test pictures stay as they are."""
+    return lambda scene: (
+        replace(scene.protected, images=AFTER[name](scene.protected.images)),
+        scene.test,
+    )
+
+
+ARMS = {
+    "clean": clean,
+    "authorized": authorized,
+    "plain": plain,
+    "wrong-key": wrong_key,
+    "clean-projected": clean_projected,
+    "other-run": other_run,
+    "class-means": class_means,
+    "linear": linear,
+    "grayscale": after("grayscale"),
+    "jpeg10": after("jpeg10"),
+}
+
+
+def trained(sets: Sets, cell: dict) -> dict:
+    """The figures of one victim. Its seed is not the noise's: the adversary does not know that."""
+    config = VictimConfig(arch=cell["victim"], epochs=cell["epochs"])
+    _, curves = fit(*sets, config, seed=1000 + cell["seed"])
+    accuracy = curves["accuracy"]
+    return {
+        "final": accuracy[-1],
+        "stopped": stopped(curves)[0],
+        "best": max(accuracy),
+        "best_epoch": accuracy.index(max(accuracy)) + 1,
+    }
+
+
+def run(given, train: ImageDataset, test: ImageDataset) -> None:
+    picked = [(train.labels == k).nonzero()[: given.per_class, 0] for k in range(train.num_classes)]
+    data, test = train.subset(torch.cat(picked)).to(given.device), test.to(given.device)
+    common = {"per_class": given.per_class, "pictures": len(data), "epochs": given.epochs}
+    for seed, setting in itertools.product(given.seeds, given.setting):
+        scene = Scene(setting, seed, data, test)
+        for arm, victim in itertools.product(given.arms, given.victims):
+            cell = {**common, "setting": setting, "seed": seed, "victim": victim, "arm": arm}
+            if arm == "clean":  # the same whatever the noise is
+                cell["setting"] = "-"
+            key = [str(cell[name]) for name in CELL]
+            if any(key == [row[name] for name in CELL] for row in rows_of(given.results)):
+                continue
+            search = {} if arm == "clean" else scene.made[2]
+            sets = ARMS[arm](scene)
+            start = time.perf_counter()
+            figures = trained(sets, cell)
+            figures["victim_s"] = f"{time.perf_counter() - start:.1f}"
+            about = {name: value for name, value in facts(given.device).items() if name in FIELDS}
+            about["load"] = f"{os.getloadavg()[0]:.1f}"
+            append(given.results, {**about, **cell, **search, **figures}, FIELDS)
+            print({name: cell[name] for name in CELL}, search, figures, flush=True)
+
+
+def table(rows: list[dict]) -> str:
+    """Each setting's arms, mean and worst seed, as Markdown."""
+    same = ("per_class", "seed", "victim", "epochs")
+    control = {tuple(r[k] for k in same): float(r["best"]) for r in rows if r["arm"] == "clean"}
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        name = (row["setting"], row["arm"], row["victim"], row["per_class"], row["epochs"])
+        groups.setdefault(name, []).append(row)
+    lines = [
+        "| setting | arm | victim | pictures a class | epochs | seeds | best epoch: mean | worst "
+        "seed | below its clean control: worst seed |",
+        "|" + "---|" * 9,
+    ]
+    order = list(ARMS)
+    for name, members in sorted(groups.items(), key=lambda g: (g[0][0], order.index(g[0][1]), g)):
+        lets_in = name[1] in ("clean", "authorized", "clean-projected")
+        best = [float(row["best"]) for row in members]
+        below = [control[tuple(row[k] for k in same)] - float(row["best"]) for row in members]
+        worst, gap = (min(best), max(below)) if lets_in else (max(best), min(below))
+        cells = (*name, len(members), f"{sum(best) / len(best):.1f}", f"**{worst:.1f}**")
+        lines.append("| " + " | ".join(map(str, (*cells, f"{gap:.1f}"))) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("train", nargs="?", help="pictures to protect: whatever fastue opens")
+    parser.add_argument("test", nargs="?", help="clean pictures of the same classes")
+    parser.add_argument("--setting", action="append", help="flags of --method keyed; repeatable")
+    parser.add_argument("--seeds", type=numbers, default=[0], help="0-9 or 2,7,11")
+    parser.add_argument("--per-class", type=int, default=500)
+    parser.add_argument("--victims", type=words, default=["cnn-w16", "vgg11-w8", "resnet10-w8"])
+    parser.add_argument("--arms", type=words, default=list(ARMS), help=", ".join(ARMS))
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--device", type=resolve_device, default="auto")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only print the rows there are")
+    given = parser.parse_args()
+    given.setting = given.setting or ["mode=class"]
+    if not given.table:
+        if given.test is None:
+            parser.error("name TRAIN and TEST, or --table")
+        run(given, open_dataset(given.train), open_dataset(given.test))
+    print(table(rows_of(given.results)))
+
+
+if __name__ == "__main__":
+    main()
