@@ -38,6 +38,12 @@ def add_arguments(parser) -> None:
         "--out", type=Path, help="where results.json and the reports go (default: DIRECTORY/attack)"
     )
     add("--suite", default=default["suite"], metavar="NAMES", help=_suite_help())
+    add(
+        "--authorized",
+        type=Path,
+        metavar="FILE",
+        help="of --suite authorization: initial weights or a key (default: what protect wrote)",
+    )
     add("--arch", type=names, default=default["arch"], help=_arch_help())
     add(
         "--arms",
@@ -75,6 +81,7 @@ def _suite_help() -> str:
     suites = "; ".join(f"{name} = {','.join(SUITES[name])}" for name in SUITES if name != "none")
     meanings = "; ".join(f"{name}: {summary}" for name, summary in SUMMARIES.items())
     text = f"countermeasures, separated by commas. {meanings}. jpeg-30, dilution-25: another strength. {suites}"
+    text += "; authorization: who is authorized (--method uge or keyed), beside hackers"
     return text.replace("%", "%%")  # argparse fills in what stands behind a single one
 
 

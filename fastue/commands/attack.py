@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastue.core.errors import DataError
+from fastue.core.errors import DataError, UsageError
 from fastue.victims.config import VictimConfig
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def attack(
     aux: Source | None = None,
     out: str | os.PathLike[str] | None = None,
     suite: str | Sequence[str | Countermeasure] = "none",
+    authorized: str | os.PathLike[str] | None = None,
     arch: str | Sequence[str] = "auto",
     arms: Sequence[str] | None = None,
     epochs: int | None = None,
@@ -74,7 +75,9 @@ def attack(
     out        where rows/, results.json and the reports go; rows that are there with the same
                pictures and settings are not trained again (default: directory/attack)
     suite      countermeasures: none, quick, standard, full, names, or a list that may hold your own
-               Countermeasure
+               Countermeasure; authorization: who is authorized, and hackers
+    authorized  for that suite: the file of who is, initial weights or a key (default: the one that
+               protect wrote)
     arch       one victim network or several; auto: resnet18 on a GPU, cnn-w16 on a CPU
     epochs     of a victim's training (default: 60 on a GPU, 10 on a CPU)
     arms       some of clean, protected, random-sample, random-class (default: these four);
@@ -91,6 +94,7 @@ def attack(
     from fastue import countermeasures
     from fastue.data.atomic import atomic_write_json
     from fastue.models.training import resolve_device, resolve_precision
+    from fastue.protocol import authorization
     from fastue.protocol.arms import ARMS
     from fastue.protocol.cells import evaluate, treated_folder
     from fastue.protocol.pictures import kept, shown
@@ -101,15 +105,23 @@ def attack(
 
     directory = Path(directory)
     out = Path(out) if out else directory / "attack"
-    suite = countermeasures.suite(suite)
     where = resolve_device(device)
     usual = "cuda" if where.type == "cuda" else "cpu"
-    archs = [USUAL_ARCH[usual] if name == "auto" else name for name in _listed(arch)]
+    manifest, run = _manifest_and_run(directory)
+    if suite == authorization.NAME:
+        path = Path(authorized) if authorized else authorization.file_of(directory, manifest)
+        named = tuple(name for name in _listed(arch) if name != "auto")
+        suite, archs = authorization.suite(path, named, usual, aux is not None)
+    elif authorized is not None:
+        raise UsageError(f"--authorized goes with --suite {authorization.NAME}")
+    else:
+        suite = countermeasures.suite(suite)
+        archs = [USUAL_ARCH[usual] if name == "auto" else name for name in _listed(arch)]
     epochs = USUAL_EPOCHS[usual] if epochs is None else epochs
     config = VictimConfig(epochs=epochs, batch=batch, precision=resolve_precision(precision, where))
-    manifest, run = _manifest_and_run(directory)
     material = _material(directory, clean, source, aux, labels, size, manifest, run).to(where)
-    arms = tuple(arms or (ARMS if material.originals else ("protected",)))
+    usual_arms = ("clean", "protected") if any(one.archs for one in suite) else ARMS
+    arms = tuple(arms or (usual_arms if material.originals else ("protected",)))
     material.check(arms)
     _check_archs(archs, material.protected)
 
@@ -120,7 +132,7 @@ def attack(
         "source": _name(source or run.get("source")),
         "aux": _name(aux),
         "suite": ",".join(countermeasure.name for countermeasure in suite),
-        "archs": archs,
+        "archs": list(archs),
         "arms": list(arms),
         "seeds": list(seeds),
         "victim": asdict(config),
@@ -134,7 +146,7 @@ def attack(
     for row in evaluate(
         material,
         suite=suite,
-        archs=archs,
+        archs=list(archs),
         seeds=list(seeds),
         config=config,
         out=out,

@@ -48,6 +48,7 @@ class Countermeasure:
               fastue.victims.train.fit gives them: replaces the whole training.
     aux       whether it needs `means.aux`
     cost      seconds of a victim, in those of a plainly trained one: for the time left
+    archs     the networks it is for; empty: all of the attack
     version   raise it when the result changes: victims trained before are then trained anew.
     """
 
@@ -59,6 +60,7 @@ class Countermeasure:
     train: Callable[..., dict] | None = None
     aux: bool = False
     cost: float = 1.0
+    archs: tuple[str, ...] = ()
     version: int = 1
 
     def training_set(self, data: ImageDataset, seed: int, means: Means = Means()) -> ImageDataset:

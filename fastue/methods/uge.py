@@ -51,6 +51,7 @@ else:
     torch = lazy("torch")
 
 F = lazy("torch.nn.functional")
+atomic = lazy("fastue.data.atomic")
 augment = lazy("fastue.data.augment")
 authorized = lazy("fastue.models.authorized")
 dataset = lazy("fastue.data.dataset")
@@ -311,7 +312,7 @@ class Clean:
             self.other = _still(other, list(found.values())[-1], data.device)
         if path and kept is None and states:
             tensors = {f"{a}.{b}": value for a, state in states.items() for b, value in state.items()}
-            tensorfile.write_tensors(path, tensors, {})
+            tensorfile.write_tensors(atomic.make_folder(folder) / _TRAJECTORY, tensors, {})
 
 
 def _authorized(data: ImageDataset, c: UGEConfig) -> tuple[list[nn.Module], list[str]]:

@@ -162,8 +162,8 @@ def evaluate(
     by_name = {countermeasure.name: countermeasure for countermeasure in suite}
     cells = [
         Cell(name, arm, arch, seed)
-        for name in by_name
-        for arch in archs
+        for name, countermeasure in by_name.items()
+        for arch in countermeasure.archs or archs
         for seed in seeds
         for arm in arms
     ]

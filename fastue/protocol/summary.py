@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastue.protocol.arms import CONTROLS
 
 LEAST_POINTS = 10.0  # that clean pictures must teach above chance, or a victim says nothing
+AUTHORIZED = "authorized"  # the countermeasure of who may learn: see fastue.protocol.authorization
 ORACLE = "oracle"  # row["aux"] where the test pictures themselves were the adversary's
 
 
@@ -34,6 +35,15 @@ class Setting:
     @property
     def after(self) -> str:
         return "" if self.countermeasure == "none" else f" after {self.countermeasure}"
+
+    @property
+    def authorized(self) -> bool:
+        return self.countermeasure == AUTHORIZED
+
+    @property
+    def kept(self) -> float | None:
+        """What is left to who is authorized, by the seed that is worst for him."""
+        return self.arms["protected"]["stopped_min"] if "protected" in self.arms else None
 
     @property
     def reached(self) -> float | None:
@@ -80,7 +90,7 @@ class Setting:
 def settings(rows: list[dict], num_classes: int) -> list[Setting]:
     """The worst case for the owner first: where the protected pictures teach the largest share of
     what clean ones do. What no real adversary has (ORACLE) comes after what some may have, then
-    what cannot be judged."""
+    what cannot be judged; who is authorized comes last."""
     groups: dict[tuple[str, str], dict[str, dict]] = {}
     for line in sorted(summarise(rows), key=lambda line: _arm_order(line["arm"])):
         groups.setdefault((line["countermeasure"], line["arch"]), {})[line["arm"]] = line
@@ -91,7 +101,8 @@ def settings(rows: list[dict], num_classes: int) -> list[Setting]:
 
     def order(one: Setting) -> tuple:
         reached = one.reached if one.reached is not None else -1.0
-        return one.aux == ORACLE, one.share is None, -(one.share or 0.0), -reached
+        last = one.authorized, one.aux == ORACLE
+        return *last, one.share is None, -(one.share or 0.0), -reached
 
     return sorted(found, key=order)
 
@@ -100,8 +111,8 @@ def summarise(rows: list[dict]) -> list[dict]:
     """Figures over seeds of each (countermeasure, arch, arm), in percent, in the order of the rows:
 
     final_mean, final_sd    after the last epoch
-    stopped_mean, stopped_sd, stopped_max    at the epoch picked on held-out clean pictures; max is
-        the best seed
+    stopped_mean, stopped_sd, stopped_max, stopped_min    at the epoch picked on held-out clean
+        pictures; max is the best seed
     peak_max    at the epoch picked with the test set itself, the best seed
     aux    clean pictures that the adversary had, "oracle", or None
     """
@@ -123,6 +134,7 @@ def summarise(rows: list[dict]) -> list[dict]:
                 "stopped_mean": statistics.fmean(stopped),
                 "stopped_sd": _sd(stopped),
                 "stopped_max": max(stopped),
+                "stopped_min": min(stopped),
                 "peak_max": max(row["accuracy_peak"] for row in members),
                 "aux": members[0].get("aux"),
             }

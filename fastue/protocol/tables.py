@@ -60,7 +60,7 @@ def settings_table(rows: list[dict], num_classes: int) -> Table:
     columns = {
         "countermeasure": lambda one: one.label,
         "victim": lambda one: one.arch,
-        "worst seed": lambda one: _number(one.reached),
+        "worst seed": lambda one: _number(one.kept if one.authorized else one.reached),
         "clean, same countermeasure": lambda one: _mean(one, "clean", "stopped"),
         "recovered": lambda one: UNKNOWN if one.recovered is None else _percent(one.recovered),
         "mean": lambda one: _mean(one, "protected", "stopped"),

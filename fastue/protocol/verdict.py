@@ -24,7 +24,8 @@ def verdict(rows: list[dict], num_classes: int) -> str:
     worst = _worst(found)
     if worst is None:
         return "No victim was trained on the protected pictures."
-    details = _details(worst, len([one for one in found if one.reached is not None]))
+    others = [one for one in found if one.reached is not None and not one.authorized]
+    details = _details(worst, len(others))
     if worst.clean is None:
         return f"{details} Without the clean control this says little: pass --source."
     if worst.share is None:
@@ -32,7 +33,8 @@ def verdict(rows: list[dict], num_classes: int) -> str:
             f"No victim learns enough of clean pictures to judge by ({worst.clean:.1f} %, chance "
             f"{worst.chance:.1f} %): train longer or with more pictures. {details}"
         )
-    parts = [_headline(worst, all(one.countermeasure == "none" for one in found)), details]
+    only_plain = all(one.countermeasure == "none" for one in found)
+    parts = [*_let_in(found), _headline(worst, only_plain), details]
     if worst.aux is not None:
         parts.append(f"It had {_aux(worst)}.")
     oracle = next((one for one in found if one.aux == ORACLE and one.reached is not None), None)
@@ -45,8 +47,22 @@ def verdict(rows: list[dict], num_classes: int) -> str:
 
 
 def _worst(found: list[Setting]) -> Setting | None:
-    """ORACLE counts only where there is nothing else; it comes last among the settings."""
-    return next((one for one in found if one.reached is not None), None)
+    """ORACLE counts only where there is nothing else; it comes last among the settings. Who is
+    authorized may learn."""
+    return next((one for one in found if one.reached is not None and not one.authorized), None)
+
+
+def _let_in(found: list[Setting]) -> list[str]:
+    """What is left to who is authorized, and what the same network has without that."""
+    ours = [one for one in found if one.authorized and one.kept is not None and one.clean]
+    if not ours:
+        return []
+    one = min(ours, key=lambda one: one.kept - one.clean)
+    text = f"Who is authorized ({one.arch}) keeps {one.kept:.1f} of {one.clean:.1f} points"
+    if "protected" in one.plain:
+        without = one.plain["protected"]["stopped_max"]
+        text += f"; the same network without that reaches {without:.1f}"
+    return [text + "."]
 
 
 def _headline(worst: Setting, only_plain: bool) -> str:
