@@ -19,6 +19,7 @@ is the term
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -76,7 +77,9 @@ def weights(text: str) -> str:
     for word in filter(None, text.split(",")):
         name, equals, value = word.partition("=")
         if name not in TERMS or not equals or name in found:
-            raise UsageError(f"{word}: write {','.join(f'{term}=1' for term in TERMS)}, or some of it")
+            raise UsageError(
+                f"{word}: write {','.join(f'{term}=1' for term in TERMS)}, or some of it"
+            )
         found[name] = number(value)
         if not 0 <= found[name] < math.inf:
             raise UsageError(f"{word}: a weight is 0 or more")
@@ -109,7 +112,10 @@ class UGEConfig(Config):
         check=(lambda v: v >= 0, "must be 0 or more"),
     )
     weights: str = flag("gm=1,fd=1,ud=1", "of the terms gm, fd, ud, emn", parse=weights)
-    free: bool = flag(False, "a noise of its own for each picture (or class), by signed steps, instead of a generator's")
+    free: bool = flag(
+        False,
+        "a noise of its own for each picture (or class), by signed steps, instead of a generator's",
+    )
     grain: int = flag(
         4, "side of the squares of pixels that share a noise value", parse=whole, check=ABOVE_0
     )
@@ -137,14 +143,17 @@ class UGEConfig(Config):
         "networks of emn, separated by commas",
         shown="auto (--arch with other initial weights)",
     )
-    epochs: int = flag(12, "of the authorized network on clean pictures", parse=whole, check=ABOVE_0)
+    epochs: int = flag(
+        12, "of the authorized network on clean pictures", parse=whole, check=ABOVE_0
+    )
     sweeps: int = flag(20, "over the pictures, to make the noise", parse=whole, check=ABOVE_0)
 
     # Ours, where the sources are silent; no flags.
     snapshots: int = flag(4, parse=whole, check=ABOVE_0)  # of the trajectory, one drawn a batch
     batch: int = flag(128, parse=whole, check=ABOVE_0)
+    width: int = flag(32, parse=whole, check=ABOVE_0)  # of the generator
     adam: float = flag(1e-3, parse=number, check=ABOVE_0)  # of the generator
-    step: float = flag(0.4, parse=number, check=ABOVE_0)  # of free noise, in budgets
+    step: float = flag(0.4, parse=number, check=ABOVE_0)  # of free noise at first, in budgets
     lr: float = flag(0.1, parse=number, check=ABOVE_0)  # of all networks that learn
     clip: float = flag(5.0, parse=number, check=ABOVE_0)
     train_steps: int = flag(10, parse=whole, check=ABOVE_0)  # of the hackers between two sweeps
@@ -187,13 +196,13 @@ def uge(
     run = Run(data, c, noise, checkpoint, progress)
     losses = Losses(c, clean, data, run.hackers)
 
-    for number, (x, y, index) in run.batches():
+    for batch, (x, y, index) in run.batches():
         shown = noise.shown(x, index, y).detach().requires_grad_()
-        values = losses(x, shown, y, number)
+        values = losses(x, shown, y, batch)
         scale = run.scale(values)
         total = sum(weight / scale[name] * values[name] for name, weight in c.terms().items())
         (gradient,) = torch.autograd.grad(total, shown)
-        noise.move(gradient, x, y, index)
+        noise.move(gradient, y, index, left=1 - batch / (c.sweeps * run.per_sweep))
     return run.result(clean)
 
 
@@ -311,7 +320,9 @@ class Clean:
             states |= {f"other.{name}": state for name, state in found.items()}
             self.other = _still(other, list(found.values())[-1], data.device)
         if path and kept is None and states:
-            tensors = {f"{a}.{b}": value for a, state in states.items() for b, value in state.items()}
+            tensors = {
+                f"{a}.{b}": value for a, state in states.items() for b, value in state.items()
+            }
             tensorfile.write_tensors(atomic.make_folder(folder) / _TRAJECTORY, tensors, {})
 
 
@@ -336,7 +347,7 @@ def _trained(
 ) -> dict[str, dict[str, Tensor]]:
     """Trains a copy on the clean pictures, under crops and flips; its weights at `snapshots` moments
     from the beginning on, evenly spaced, and in the end."""
-    model = _copy(model).train()
+    model = copy.deepcopy(model).train()
     batch = min(c.batch, len(data))
     steps = c.epochs * (len(data) // batch)
     optimizer = training.sgd(model, c.lr)
@@ -373,15 +384,9 @@ def _states(kept: dict[str, Tensor] | None, prefix: str) -> dict[str, dict[str, 
     return dict(sorted(found.items(), key=lambda item: (item[0] == "end", item[0])))
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model)
-
-
 def _still(model: nn.Module, state: dict[str, Tensor], device: torch.device) -> nn.Module:
     """A copy with these weights, in eval mode."""
-    other = _copy(model)
+    other = copy.deepcopy(model)
     other.load_state_dict(state)
     return other.to(device, memory_format=torch.channels_last).eval()
 
@@ -409,10 +414,11 @@ class FreeNoise:
         noise = grains.spread(self.bank[self._rows(y, index)], self.c.grain, *x.shape[2:])
         return (x + noise).clamp(0, 1)
 
-    def move(self, gradient: Tensor, x: Tensor, y: Tensor, index: Tensor) -> None:
+    def move(self, gradient: Tensor, y: Tensor, index: Tensor, left: float) -> None:
+        """A step, shorter and shorter: `left` is the share of them that is."""
         c, gradient = self.c, gradient.contiguous(memory_format=torch.channels_last)
         pictures = self.data.take(index)
-        about = {"step": c.step * c.eps, "eps": c.eps, "grain": c.grain}
+        about = {"step": left * c.step * c.eps, "eps": c.eps, "grain": c.grain}
         if c.mode == "class":
             ops.class_step(self.bank, gradient, pictures, y, **about)
         else:
@@ -435,7 +441,9 @@ class GeneratedNoise:
         self.data, self.c = data, c
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed)
-            model = generators.Generator(data.shape[0], c.eps, c.grain, plain=c.clamp)
+            model = generators.Generator(
+                data.shape[0], c.eps, c.grain, width=c.width, plain=c.clamp
+            )
         self.model = model.to(data.device, memory_format=torch.channels_last)
         self.adam = torch.optim.Adam(self.model.parameters(), c.adam)
 
@@ -443,7 +451,7 @@ class GeneratedNoise:
         self.last = self.model.shown(x)
         return self.last
 
-    def move(self, gradient: Tensor, x: Tensor, y: Tensor, index: Tensor) -> None:
+    def move(self, gradient: Tensor, y: Tensor, index: Tensor, left: float) -> None:
         self.adam.zero_grad(set_to_none=True)
         self.last.backward(gradient)
         self.adam.step()
@@ -486,37 +494,40 @@ class Run:
             model = model.to(data.device, memory_format=torch.channels_last)
             self.hackers.append(Surrogate(model, c))
         self.state: dict[str, Any] = {"done": 0, "trained": 0, "scale": {}, "history": []}
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of the terms in this sweep, float64
         if saved := checkpoint.load():
             tensors, self.state = saved
             noise.restore(tensors)
+            self.sums = {name: tensors[f"sum.{name}"] for name in self.state["scale"]}
             for k, hacker in enumerate(self.hackers):
-                own = {n.removeprefix(f"{k}."): v for n, v in tensors.items() if n.startswith(f"{k}.")}
+                own = {
+                    n.removeprefix(f"{k}."): v for n, v in tensors.items() if n.startswith(f"{k}.")
+                }
                 unpack(own, hacker.model, hacker.optimizer)
 
     def batches(self) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
-        """(number, (pictures float32 in [0,1], labels, rows)) of all sweeps that are left. A sweep
-        is walked in an order of its own; snapshots are taken between two sweeps."""
+        """(number, (pictures float32 in [0,1], labels, rows)) of all sweeps that are left, each
+        walked in an order of its own."""
         c, state = self.c, self.state
         for sweep in range(len(state["history"]), c.sweeps):
-            self._learn()
-            order = dataset.epoch_order(len(self.data), c.seed, sweep)
-            seen = dataset.batches(self.data, self.batch, order)
-            for k, (x, y, index) in enumerate(seen):
-                yield sweep * self.per_sweep + k, (training.to_input(x), y, index)
-                self._report(f"sweep {sweep + 1}", k + 1)
-            means = {name: round(float(value) / self.per_sweep, 6) for name, value in self.sums.items()}
+            if state["trained"] == sweep * c.train_steps:
+                self._learn()
+            for hacker in self.hackers:
+                hacker.frozen.refresh()
+            first = state["done"] - sweep * self.per_sweep
+            order = dataset.epoch_order(len(self.data), c.seed, sweep)[first * self.batch :]
+            for x, y, index in dataset.batches(self.data, self.batch, order):
+                yield state["done"], (training.to_input(x), y, index)
+                state["done"] += 1
+                self._report(f"sweep {sweep + 1}", state["done"] - sweep * self.per_sweep)
+            means = {name: float(value) / self.per_sweep for name, value in self.sums.items()}
             state["history"].append({"sweep": sweep, **means})
-            self.sums = {}
-            if stop.requested():
-                self.checkpoint.save(self._snapshot)
-                stop.leave()
-            self.checkpoint.tick(self._snapshot)
+            self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
 
     def scale(self, values: dict[str, Tensor]) -> dict[str, float]:
         """What each term is divided by: its size at first. Keeps count of the values, too."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
         if not self.state["scale"]:
             self.state["scale"] = {
                 name: abs(float(value.detach())) or 1.0 for name, value in values.items()
@@ -537,8 +548,6 @@ class Run:
             for hacker in self.hackers:
                 hacker.learn(shown, y, step)
             self.state["trained"] = step + 1
-        for hacker in self.hackers:
-            hacker.frozen.refresh()
 
     def result(self, clean: Clean) -> Perturbation:
         c, history = self.c, self.state["history"]
@@ -561,10 +570,14 @@ class Run:
         for k, hacker in enumerate(self.hackers):
             own = pack(hacker.model, hacker.optimizer)
             tensors |= {f"{k}.{name}": value for name, value in own.items()}
-        return tensors, self.state
+        return tensors | {f"sum.{name}": value for name, value in self.sums.items()}, self.state
 
     def _report(self, phase: str, done: int) -> None:
         self.progress(phase, done, self.per_sweep, {})
+        if stop.requested():
+            self.checkpoint.save(self._snapshot)
+            stop.leave()
+        self.checkpoint.tick(self._snapshot)
 
 
 def check(data: ImageDataset, config: UGEConfig) -> None:

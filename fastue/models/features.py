@@ -14,7 +14,9 @@ def penultimate(model: nn.Module) -> Callable[[Tensor], Tensor]:
     linear layer."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not last:
-        raise UsageError("a feature space is the input of a network's last linear layer: it has none")
+        raise UsageError(
+            "a feature space is the input of a network's last linear layer: it has none"
+        )
     model.eval().requires_grad_(False)
 
     def features(x: Tensor) -> Tensor:

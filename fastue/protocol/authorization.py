@@ -235,4 +235,3 @@ def _fine_tuned(pictures, test, config, *, seed, step, means: Means, progress) -
     options = {"seed": seed, "step": step, "progress": progress}
     model, _ = fit(means.aux, test, config, **options)
     return fit(pictures, test, replace(config, lr=config.lr / 10), model=model, **options)[1]
-

@@ -83,8 +83,8 @@ def fit(
     byte each, 1 or 0.
 
     Initial weights, order, augmentation and what `step` draws depend on `seed` alone; with `model`,
-    which is then trained in place, its weights are the initial ones. `train_accuracy` is on the training pictures as they are in `train`, without augmentation, at
-    the last epoch only (a list of one).
+    which is trained in place, the initial weights are its own. `train_accuracy` is on the training
+    pictures as they are in `train`, without augmentation, at the last epoch only (a list of one).
     """
     c = config
     if model is None:
