@@ -123,3 +123,21 @@ def test_the_oracle_is_told_and_does_not_decide(rows, setting):
 def test_share_of_protected_pictures_in_an_arm():
     arms = ("clean", "protected-25", "protected", "random-class", "protected-")
     assert [protected_share(arm) for arm in arms] == [0, 25, 100, None, None]
+
+
+def test_who_is_authorized_may_learn(setting):
+    """It counts for no worst case, comes last, and is told by its own worst seed."""
+    plain = setting("none", [15.0, 20.0], [50.0, 50.0])
+    gray = setting("grayscale", [22.0, 21.0], [48.0, 48.0])
+    ours = setting("authorized", [49.0, 46.0], [49.5, 49.5])
+    rows = [*ours, *plain, *gray]
+    assert [one.countermeasure for one in settings(rows, 10)] == ["grayscale", "none", "authorized"]
+    said = verdict(rows, 10)
+    assert said.startswith(
+        "Who is authorized (cnn) keeps 46.0 of 50.0 points; the same network without that reaches "
+        "20.0. Holds against what was tried: at worst cnn after grayscale reaches 22.0 of 50.0"
+    )
+    assert "Worst of 2 settings" in said and holds(rows, 10) is True
+    other = setting("none", [15.0], [50.0], arch="b")
+    frozen = verdict([*setting("authorized", [40.0], [41.0]), *other], 10)
+    assert frozen.startswith("Who is authorized (cnn) keeps 40.0 of 41.0 points. ")
