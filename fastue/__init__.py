@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastue.commands.verify import verify
     from fastue.data.protected import Protected
     from fastue.data.sources import open_dataset
+    from fastue.matching import GradientTarget, gradient_match
     from fastue.methods.base import Perturbation
     from fastue.ops import use_backend
 
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GradientTarget",
     "Protected",
     "__version__",
     "attack",
     "certify",
     "convert",
     "emn",
+    "gradient_match",
     "lsp",
     "open_dataset",
     "ops",
@@ -57,6 +60,8 @@ _HOMES = {
     "open_dataset": "fastue.data.sources",
     "Protected": "fastue.data.protected",
     "use_backend": "fastue.ops",
+    "GradientTarget": "fastue.matching",
+    "gradient_match": "fastue.matching",
 }
 _METHODS = ("emn", "pue", "lsp")
 

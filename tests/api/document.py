@@ -28,6 +28,7 @@ SECTIONS = {
     "Commands": ("protect", "verify", "attack", "certify"),
     "Methods in memory": ("emn", "pue", "lsp"),
     "Data": ("open_dataset", "Protected"),
+    "Gradients": ("gradient_match", "GradientTarget"),
 }
 
 
