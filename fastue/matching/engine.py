@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
 from fastue.core.errors import UsageError
+from fastue.matching.forwards import linear
 from fastue.matching.layers import Layer, check_uses, constant, layers_of
 from fastue.matching.pairs import Pair, pair
 
@@ -340,7 +341,7 @@ class _Pass:
         self.layers, self.samples = layers, len(x)
         self.inputs: list[Tensor] = [x.new_zeros(0)] * len(layers)
         self.edges: list = [None] * len(layers)
-        with self._hooks():
+        with linear(model), self._hooks():
             self.logits = model(x)
         if not isinstance(self.logits, Tensor) or len(self.logits) != len(x):
             raise UsageError("model: must give one tensor with a row for each sample")

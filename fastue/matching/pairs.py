@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastue.matching.forwards import convolution_backward
 from fastue.matching.layers import LINEAR, Layer, embedded, is_last, normalised, padded
 
 # Bytes of unfolded input that are worked on at a time: what a CPU's caches hold, what fills a GPU.
@@ -45,101 +46,113 @@ class Pair:
 
 
 class Matrices(Pair):
-    """Of a layer that multiplies a matrix: unfolded input [N, d, T], error [N, p, T] with N = B
-    groups."""
+    """Of a layer that multiplies a matrix: by `columns` its input is [N, d, T], by `errors` its
+    error [N, p, T], with N = B groups."""
 
     def __init__(
         self, layer: Layer, form: str | None, a: Tensor, e: Tensor, a2: Tensor, e2: Tensor
     ):
-        self.layer = layer
-        self.prepare(a, a2)
-        self.e, self.e2 = e, e2.detach()
+        self.layer, self.form = layer, form
+        self.a, self.a2, self.e, self.e2 = self.prepared(a, a2, e, e2.detach())
         self.raw2 = self.a2.detach()
-        self.form = form
-        self.kept = []
-        triples = []
+        self.kept, triples = [], []
         for rows in self._chunks():
             triple, kept = self._forward(rows)
             triples.append(triple)
             self.kept.append((rows, kept))
         self.triple = torch.cat(triples)
 
-    def prepare(self, a: Tensor, a2: Tensor) -> None:
-        self.a, self.a2 = a, a2
-
-    def _chunks(self):
-        one = self.columns(self.raw2[:1])
-        errors = self.errors(self.e2[:1])
-        groups, depth, width = one.shape
+    def _chunks(self) -> list[slice]:
+        columns, errors = self.columns(self.raw2[:1]), self.errors(self.e2[:1])
+        groups, depth, width = columns.shape
         outs = errors.shape[1]
         self.sizes = groups, width, outs, depth
         if self.form is None:
             ghost = width * (outs + depth) <= outs * depth
             self.form = "ghost" if ghost else "materialised"
-        size = one.numel() + errors.numel()
+        size = 2 * (self.raw2[0].numel() + errors.numel())
         if self.form == "ghost":
-            size += 6 * groups * width * width
-        limit = CHUNK.get(one.device.type, CHUNK_ELSEWHERE)
-        step = max(1, limit // (size * one.element_size()))
+            size += 2 * columns.numel() + 6 * groups * width * width
+        elif not self.direct:
+            size += 2 * columns.numel()
+        limit = CHUNK.get(columns.device.type, CHUNK_ELSEWHERE)
+        step = max(1, limit // (size * columns.element_size()))
         samples = len(self.e2)
         return [slice(at, min(at + step, samples)) for at in range(0, samples, step)]
 
     def _forward(self, rows: slice) -> tuple[Tensor, tuple]:
-        a, e, e2 = self.a[rows], self.errors(self.e[rows]), self.errors(self.e2[rows])
-        difference = self.raw2[rows] - a
-        de = e2 - e
-        count, groups = len(a), self.sizes[0]
-        total = a.new_zeros(count, 3, dtype=torch.float64)
-        kept = None
-        if self.layer.weight:
-            a, da = self.columns(a), self.columns(difference)
-            if self.form == "ghost":
-                triple, kept = ghost(a, da, e, de)
-            else:
-                g = e @ a.mT
-                d = torch.baddbmm(de @ a.mT, e2, da.mT)
-                triple, kept = _triple(g, d), (g, d)
-            total += triple.view(count, groups, 3).sum(1)
-        bias = None
+        a, e, e2 = self.a[rows], self.e[rows], self.e2[rows]
+        da, de = self.raw2[rows] - a, e2 - e
+        total, kept, sums = 0, None, None
+        if self.layer.weight and self.form == "ghost":
+            matrices = self.columns(a), self.columns(da), self.errors(e), self.errors(de)
+            triple, kept = ghost(*matrices)
+            total = triple.view(len(a), -1, 3).sum(1)
+        elif self.layer.weight:
+            kept = self.gradients(a, da, e, de, e2)
+            total = _triple(*kept)
         if self.layer.bias:
-            bias = e.sum(2), de.sum(2)
-            total += _triple(*bias).view(count, groups, 3).sum(1)
-        return total, (kept, bias)
+            sums = self.summed(e), self.summed(de)
+            total = total + _triple(*sums)
+        return total, (kept, sums)
 
     def cotangents(self, qbar: Tensor, mbar: Tensor) -> tuple[Tensor | None, Tensor]:
         """Those of a2, if it is wanted, and of e2; qbar and mbar are float64 [B]."""
         wanted = self.a2.requires_grad and self.layer.weight
         of_a = torch.empty_like(self.raw2) if wanted else None
         of_e = torch.empty_like(self.e2)
-        qbar, mbar = qbar.to(of_e.dtype), mbar.to(of_e.dtype)
-        groups = self.sizes[0]
+        qbar, mbar = qbar.to(of_e.dtype), 2 * mbar.to(of_e.dtype)
         while self.kept:
-            rows, (kept, bias) = self.kept.pop()
-            al = qbar[rows].repeat_interleave(groups).view(-1, 1, 1)
-            be = 2 * mbar[rows].repeat_interleave(groups).view(-1, 1, 1)
-            e2 = self.errors(self.e2[rows])
-            out = None
-            if kept is not None:
-                if self.form == "ghost":
-                    e = self.errors(self.e[rows])
-                    a, da = self.columns(self.a[rows]), self.columns(self.raw2[rows] - self.a[rows])
-                    inner, out = ghost_cotangents(kept, a, da, e, e2, al, be, wanted)
-                else:
-                    g, d = kept
-                    v = al * g + be * d
-                    inner = v.mT @ e2 if wanted else None
-                    out = v @ self.columns(self.raw2[rows])
-                if wanted:
-                    of_a[rows] = self.fold(inner, self.raw2[rows])
-            if bias is not None:
-                gb, db = bias
-                more = (al[:, 0] * gb + be[:, 0] * db).unsqueeze(2)
-                out = more.expand_as(e2) if out is None else out + more
-            self.unerrors(out, of_e[rows])
+            rows, (kept, sums) = self.kept.pop()
+            al, be = qbar[rows].view(-1, 1, 1), mbar[rows].view(-1, 1, 1)
+            a2, e2 = self.raw2[rows], self.e2[rows]
+            inner = out = None
+            if self.layer.weight and self.form == "ghost":
+                a, e = self.a[rows], self.e[rows]
+                matrices = self.columns(a), self.columns(a2 - a), self.errors(e), self.errors(e2)
+                groups = self.sizes[0]
+                bars = al.repeat_interleave(groups, 0), be.repeat_interleave(groups, 0)
+                inner, out = ghost_cotangents(kept, *matrices, *bars, wanted)
+                inner = self.fold(inner, a2) if wanted else None
+                out = self.unerrors(out, e2)
+            elif self.layer.weight:
+                g, d = kept
+                inner, out = self.apply(al * g + be * d, a2, e2, wanted)
+            if wanted:
+                of_a[rows] = inner
+            if self.layer.bias:
+                g, d = sums
+                more = self.spread(al[:, 0] * g + be[:, 0] * d, e2)
+                out = more if out is None else out + more
+            of_e[rows] = out
         return of_a, of_e
+
+    direct = False  # whether gradients and apply work without unfolded inputs
+
+    def gradients(self, a: Tensor, da: Tensor, e: Tensor, de: Tensor, e2: Tensor) -> tuple:
+        """g and d, [B, p, d] or the same numbers in another shape of three axes."""
+        a, da, e, de, e2 = (
+            self.columns(a), self.columns(da), self.errors(e), self.errors(de), self.errors(e2),
+        )  # fmt: skip
+        g, d = e @ a.mT, torch.baddbmm(de @ a.mT, e2, da.mT)
+        return g.view(-1, *self._shape()), d.view(-1, *self._shape())
+
+    def _shape(self) -> tuple[int, int]:
+        groups, _, outs, depth = self.sizes
+        return groups * outs, depth
+
+    def apply(self, v: Tensor, a2: Tensor, e2: Tensor, wanted: bool) -> tuple:
+        """v^T e2, if it is wanted, and v a2, in the shapes of a2 and e2."""
+        groups, _, outs, depth = self.sizes
+        v = v.view(-1, outs, depth)
+        inner = self.fold(v.mT @ self.errors(e2), a2) if wanted else None
+        return inner, self.unerrors(v @ self.columns(a2), e2)
 
 
 class Linear(Matrices):
+    def prepared(self, *four: Tensor) -> tuple:
+        return four
+
     def columns(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1, x.shape[-1]).mT
 
@@ -148,23 +161,33 @@ class Linear(Matrices):
     def fold(self, x: Tensor, like: Tensor) -> Tensor:
         return x.mT.reshape(like.shape)
 
-    def unerrors(self, x: Tensor, out: Tensor) -> None:
-        out.copy_(x.mT.reshape(out.shape))
+    unerrors = fold
+
+    def summed(self, e: Tensor) -> Tensor:
+        return self.errors(e).sum(2)
+
+    def spread(self, sums: Tensor, like: Tensor) -> Tensor:
+        return sums.view(len(sums), *[1] * (like.dim() - 2), -1).expand_as(like)
 
 
 class Convolution(Matrices):
-    def prepare(self, a: Tensor, a2: Tensor) -> None:
+    def prepared(self, a: Tensor, a2: Tensor, e: Tensor, e2: Tensor) -> tuple:
+        """A Conv1d becomes a Conv2d of height 1."""
         conv = self.layer.module
-        one = isinstance(conv, nn.Conv1d)
+        a, padding = padded(conv, a)
+        a2, _ = padded(conv, a2)
+        lead = ()
+        if isinstance(conv, nn.Conv1d):
+            e, e2, lead = e.unsqueeze(2), e2.unsqueeze(2), (1,)
         self.groups = conv.groups
-        self.a, padding = padded(conv, a)
-        self.a2, _ = padded(conv, a2)
-        lead = (1,) if one else ()
         self.how = dict(
             kernel_size=(*lead, *conv.kernel_size), dilation=(*lead, *conv.dilation),
             padding=padding, stride=(*lead, *conv.stride),
         )  # fmt: skip
         self.pointwise = self.how["kernel_size"] == (1, 1) and padding == (0, 0)
+        # A CPU has convolutions that unfold nothing; a call for each sample costs it little.
+        self.direct = a.device.type == "cpu" and not self.pointwise
+        return a, a2, e, e2
 
     def columns(self, x: Tensor) -> Tensor:
         if self.pointwise:
@@ -187,8 +210,52 @@ class Convolution(Matrices):
         part.copy_(x.view(part.shape))
         return whole
 
-    def unerrors(self, x: Tensor, out: Tensor) -> None:
-        out.copy_(x.reshape(out.shape))
+    def unerrors(self, x: Tensor, like: Tensor) -> Tensor:
+        return x.reshape(like.shape)
+
+    def summed(self, e: Tensor) -> Tensor:
+        return e.sum((2, 3))
+
+    def spread(self, sums: Tensor, like: Tensor) -> Tensor:
+        return sums[:, :, None, None].expand_as(like)
+
+    def gradients(self, a: Tensor, da: Tensor, e: Tensor, de: Tensor, e2: Tensor) -> tuple:
+        if not self.direct:
+            return super().gradients(a, da, e, de, e2)
+        g, d = (a.new_empty(len(a), *self._shape()) for _ in range(2))
+        inputs, errors = torch.stack([da, a], 1).contiguous(), torch.stack([e2, de], 1).contiguous()
+        a, e = a.contiguous(), e.contiguous()
+        weight = self._weights(g[:1])[0]
+        for i in range(len(a)):
+            g[i] = self._backward(e[i : i + 1], a[i : i + 1], weight, 1).view_as(g[i])
+            d[i] = self._backward(errors[i], inputs[i], weight, 1).view_as(d[i])
+        return g, d
+
+    def apply(self, v: Tensor, a2: Tensor, e2: Tensor, wanted: bool) -> tuple:
+        if not self.direct:
+            return super().apply(v, a2, e2, wanted)
+        a2, e2, weights = a2.contiguous(), e2.contiguous(), self._weights(v)
+        of_a = torch.empty_like(a2) if wanted else None
+        of_e = torch.empty_like(e2)
+        for i in range(len(v)):
+            row = slice(i, i + 1)
+            if wanted:
+                of_a[row] = self._backward(e2[row], a2[row], weights[i], 0)
+            of_e[row] = F.conv2d(
+                a2[row], weights[i], None, self.how["stride"], self.how["padding"],
+                self.how["dilation"], self.groups,
+            )  # fmt: skip
+        return of_a, of_e
+
+    def _weights(self, v: Tensor) -> Tensor:
+        """[B, p, d] -> [B, p, C / groups, height, width]"""
+        return v.view(*v.shape[:2], -1, *self.how["kernel_size"])
+
+    def _backward(self, outer: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+        """The gradient of the input (0) or of the weight (1)."""
+        settings = self.how["stride"], self.how["padding"], self.how["dilation"], self.groups
+        wanted = (which == 0, which == 1, False)
+        return convolution_backward(outer, x, weight, settings, wanted)[which]
 
 
 class Norm(Pair):
