@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from fastue.commands.verify import verify
     from fastue.data.protected import Protected
     from fastue.data.sources import open_dataset
+    from fastue.matching import GradientTarget, gradient_match
     from fastue.methods.base import Perturbation
     from fastue.models.projection import KeyProjection
     from fastue.ops import use_backend
 
     def emn(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
     def pue(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
+    def uge(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
     def keyed(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
     def lsp(images: Tensor, labels: Tensor, **settings: Any) -> Perturbation: ...
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GradientTarget",
     "KeyProjection",
     "Protected",
     "__version__",
@@ -41,12 +44,14 @@ __all__ = [
     "certify",
     "convert",
     "emn",
+    "gradient_match",
     "keyed",
     "lsp",
     "open_dataset",
     "ops",
     "protect",
     "pue",
+    "uge",
     "use_backend",
     "verify",
 ]
@@ -62,8 +67,10 @@ _HOMES = {
     "Protected": "fastue.data.protected",
     "KeyProjection": "fastue.models.projection",
     "use_backend": "fastue.ops",
+    "GradientTarget": "fastue.matching",
+    "gradient_match": "fastue.matching",
 }
-_METHODS = ("emn", "pue", "keyed", "lsp")
+_METHODS = ("emn", "pue", "uge", "keyed", "lsp")
 
 
 def __getattr__(name: str) -> Any:

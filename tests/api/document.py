@@ -26,8 +26,9 @@ both are `ValueError` and name the argument or the file and the fix.
 
 SECTIONS = {
     "Commands": ("protect", "verify", "attack", "certify"),
-    "Methods in memory": ("emn", "pue", "keyed", "lsp"),
+    "Methods in memory": ("emn", "pue", "uge", "keyed", "lsp"),
     "Data": ("open_dataset", "Protected", "KeyProjection"),
+    "Gradients": ("gradient_match", "GradientTarget"),
 }
 
 

@@ -53,7 +53,7 @@ def test_dir_lists_the_api_and_unknown_names_are_errors():
         fastue.protekt  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["emn", "pue", "keyed", "lsp"])
+@pytest.mark.parametrize("name", ["emn", "pue", "uge", "keyed", "lsp"])
 def test_a_method_is_a_function_whatever_was_imported_before(name):
     """Importing the file fastue/methods/emn.py sets an attribute `emn` on the package."""
     modules_after(f"import fastue.methods.{name}; import fastue; assert callable(fastue.{name})")

@@ -17,6 +17,7 @@ PAGES = Path(__file__).parents[2] / "docs"
 QUICK = {"arch": "cnn-w4", "precision": "float32", "max_sweeps": 1, "train_steps": 1, "batch": 32}
 PUE = {**QUICK, "levels": 2, "train_draws": 1, "noise_draws": 1}
 QUICK = {"emn": QUICK, "pue": PUE, "keyed": QUICK, "lsp": {}}
+QUICK["uge"] = {"arch": "cnn-w4", "epochs": 1, "sweeps": 1, "batch": 32}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

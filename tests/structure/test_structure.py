@@ -21,7 +21,7 @@ from fastue.ops import _keyed
 ROOT = Path(__file__).parents[2]
 LAYER = {"cli": 6, "commands": 5, "protocol": 4, "countermeasures": 3}
 LAYER |= dict.fromkeys(("methods", "victims", "purifiers", "certificates"), 2)
-LAYER |= {"data": 1, "models": 1, "ops": 1, "core": 0}
+LAYER |= {"data": 1, "models": 1, "ops": 1, "matching": 1, "core": 0}
 LAYER |= {"distributed": 1}
 ROOMS = sorted(p.parent.name for p in (ROOT / "fastue" / "ops").glob("*/reference.py"))
 
