@@ -14,6 +14,7 @@ training of the same network on the same seed.
 
 import argparse
 import itertools
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from fastue.data.dataset import ImageDataset
 from fastue.data.keyed import keyed_generator
 from fastue.data.sources import open_dataset
 from fastue.methods import configure, get
+from fastue.methods.base import Checkpointer
 from fastue.methods.keyed import mean_picture, patterns
 from fastue.models.projection import KeyProjection
 from fastue.models.training import resolve_device
@@ -43,23 +45,36 @@ FIELDS = (
     *CELL, "final", "stopped", "best", "best_epoch", "rms", "sweeps", "search_s", "victim_s",
     "pictures", "device", "threads", "load", "torch", "fastue", "commit", "time",
 )  # fmt: skip
-OTHER = 1000  # added to the seed of the noise, for the run of an adversary
+OTHER = 1  # added to the seed of the noise, for a run of the adversary's own
 Sets = tuple[ImageDataset, ImageDataset]
 
 
 @dataclass
 class Scene:
-    """What there is on one seed. `keyed(keys, train, test)` is both without the span of `keys`."""
+    """What there is on one seed."""
 
     setting: str
     seed: int
     clean: ImageDataset
     test: ImageDataset
+    work: Path | None = None  # where searches are kept
 
     @cached_property
     def made(self) -> tuple:
         """The noise, its patterns at the size of the pictures, and what the search says."""
-        return made(self.setting, self.clean, self.seed)
+        return self.run_of(self.seed)
+
+    def run_of(self, seed: int) -> tuple:
+        values = dict(word.split("=") for word in self.setting.split(",") if word)
+        config = configure("keyed", {**values, "seed": seed}).on(self.clean.device)
+        kept = self.work and self.work / f"{self.setting}-{seed}-{len(self.clean)}"
+        start = time.perf_counter()
+        noise = get("keyed").make(self.clean, config, checkpoint=Checkpointer(kept))
+        seconds = time.perf_counter() - start
+        shown = spread(patterns(self.clean, noise), noise.grain, *self.clean.shape[1:]).float()
+        search = {"sweeps": len(noise.history), "search_s": f"{seconds:.1f}"}
+        search["rms"] = f"{float(shown.square().mean().sqrt()):.2f}"
+        return noise, shown, search
 
     @cached_property
     def protected(self) -> ImageDataset:
@@ -70,18 +85,6 @@ class Scene:
         """`pictures` and the test set without a span [K,C,H,W]; the mean is the adversary's."""
         key = KeyProjection(span, mean_picture(pictures))
         return tuple(replace(p, images=key.pictures(p.images)) for p in (pictures, self.test))
-
-
-def made(setting: str, data: ImageDataset, seed: int) -> tuple:
-    values = dict(word.split("=") for word in setting.split(",") if word)
-    config = configure("keyed", {**values, "seed": seed}).on(data.device)
-    start = time.perf_counter()
-    noise = get("keyed").make(data, config)
-    seconds = time.perf_counter() - start
-    shown = spread(patterns(data, noise), noise.grain, *data.shape[1:]).float()
-    search = {"sweeps": len(noise.history), "search_s": f"{seconds:.1f}"}
-    search["rms"] = f"{float(shown.square().mean().sqrt()):.2f}"
-    return noise, shown, search
 
 
 def plain(scene: Scene) -> Sets:
@@ -112,7 +115,7 @@ def wrong_key(scene: Scene) -> Sets:
 
 def other_run(scene: Scene) -> Sets:
     """The key of a run of the adversary's own, on the same clean pictures: he has none as good."""
-    return scene.without(made(scene.setting, scene.clean, scene.seed + OTHER)[1], scene.protected)
+    return scene.without(scene.run_of(scene.seed + OTHER)[1], scene.protected)
 
 
 def class_means(scene: Scene) -> Sets:
@@ -136,6 +139,16 @@ def after(name: str):
     )
 
 
+def coarse(scene: Scene) -> Sets:
+    """All that is constant on the noise's squares, so that none of it is left, nor of the pictures'
+    own means there. The grain is no secret."""
+    noise, shape = scene.made[0], scene.clean.shape
+    blocks = bank_shape(shape, noise.grain)
+    count = math.prod(blocks)
+    span = spread(torch.eye(count).view(count, *blocks), noise.grain, *shape[1:])
+    return scene.without(span, scene.protected)
+
+
 ARMS = {
     "clean": clean,
     "authorized": authorized,
@@ -147,6 +160,7 @@ ARMS = {
     "linear": linear,
     "grayscale": after("grayscale"),
     "jpeg10": after("jpeg10"),
+    "coarse": coarse,
 }
 
 
@@ -168,7 +182,7 @@ def run(given, train: ImageDataset, test: ImageDataset) -> None:
     data, test = train.subset(torch.cat(picked)).to(given.device), test.to(given.device)
     common = {"per_class": given.per_class, "pictures": len(data), "epochs": given.epochs}
     for seed, setting in itertools.product(given.seeds, given.setting):
-        scene = Scene(setting, seed, data, test)
+        scene = Scene(setting, seed, data, test, given.work)
         for arm, victim in itertools.product(given.arms, given.victims):
             cell = {**common, "setting": setting, "seed": seed, "victim": victim, "arm": arm}
             if arm == "clean":  # the same whatever the noise is
@@ -223,6 +237,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--device", type=resolve_device, default="auto")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, help="where searches are kept for the next call")
     parser.add_argument("--table", action="store_true", help="only print the rows there are")
     given = parser.parse_args()
     given.setting = given.setting or ["mode=class"]

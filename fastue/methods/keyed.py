@@ -32,6 +32,7 @@ keyed_draws = lazy("fastue.data.keyed")
 projection = lazy("fastue.models.projection")
 
 _PICTURES = 4096  # whose mean the key holds, at most
+_BLOCK = 128  # of them in memory at a time
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def patterns(data: ImageDataset, noise: Perturbation) -> Tensor:
 def mean_picture(data: ImageDataset) -> Tensor:
     """Of some of the pictures, evenly spread, float32 [C,H,W] in [0,1]."""
     rows = torch.linspace(0, len(data) - 1, min(len(data), _PICTURES)).round().long()
-    return (data.take(rows).double().mean(0) / 255).float().cpu()
+    blocks = (data.take(part).sum(0, dtype=torch.float64) for part in rows.split(_BLOCK))
+    return (sum(blocks) / (255 * len(rows))).float().cpu()
 
 
 def write_key(out: Path, data: ImageDataset, noise: Perturbation, config: KeyedConfig) -> None:

@@ -64,8 +64,9 @@ class KeyProjection(nn.Module):
                 "belongs in front of cropping and resizing"
             )
         pixels = x.float() if x.is_floating_point() else x.float() / 255
-        seen = (pixels - self.mean).flatten(1) @ self.base.T
-        cleared = pixels - (seen @ self.base).view(x.shape)
+        with torch.autocast(x.device.type, enabled=False):  # noise is small beside the pictures
+            seen = (pixels - self.mean).flatten(1) @ self.base.T
+            cleared = pixels - (seen @ self.base).view(x.shape)
         return cleared.to(x.dtype) if x.is_floating_point() else cleared
 
     @torch.no_grad()

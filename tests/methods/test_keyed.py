@@ -70,6 +70,8 @@ def test_the_layer_is_a_projection_that_nothing_trains():
     x = torch.rand(9, 3, 6, 7, generator=draw)
     once = key(x)
     assert (key(once) - once).abs().max() < 1e-6 and (once - x).abs().max() > 0.01
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(key(x), once)
     assert (key(mean[None]) - mean).abs().max() < 1e-6
     moved = x + torch.einsum("nk,kchw->nchw", torch.randn(9, 5, generator=draw), spanned.float())
     assert (key(moved) - once).abs().max() < 1e-4

@@ -38,7 +38,9 @@ def test_settings_can_be_written_as_text(name):
 def test_settings_of_another_method_are_refused_and_say_whose_they_are():
     with pytest.raises(UsageError, match="--sigma belongs to --method pue, not to emn"):
         methods.configure("emn", {"sigma": 0.1})
-    with pytest.raises(UsageError, match="--max-sweeps belongs to --method emn or pue or keyed, not to lsp"):
+    with pytest.raises(
+        UsageError, match="--max-sweeps belongs to --method emn or pue or keyed, not to lsp"
+    ):
         methods.configure("lsp", {"max_sweeps": 3})
     with pytest.raises(UsageError, match="--norm belongs to --method lsp, not to pue"):
         methods.configure("pue", {"norm": "l2"})
