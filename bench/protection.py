@@ -106,7 +106,7 @@ def protected(setting: str, data: ImageDataset, seed: int) -> tuple:
     history = result.history
     search = {
         "sweeps": len(history),
-        "error": f"{history[-1]['error']:.4f}" if history else "",
+        "error": f"{history[-1]['error']:.4f}" if history and "error" in history[-1] else "",
         "search_s": f"{seconds:.1f}",
     }
     pictures = replace(data, images=result.apply(data.images, data.labels))

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 METHODS = {
     "emn": "error-minimizing noise (Huang et al. 2021)",
     "pue": "emn under weight noise, made for a certificate (Wang et al. 2025)",
+    "uge": "pictures for one authorized network, by gradient matching (Ye and Wang 2024)",
     "keyed": "emn in few directions, which who has a key file takes out again (ours)",
     "lsp": "linearly separable noise, drawn without a network (Yu et al. 2022)",
-    "uge": "pictures for one authorized network, by gradient matching (Ye and Wang 2024)",
 }
 
 

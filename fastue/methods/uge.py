@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastue import distributed
 from fastue.core import stop
@@ -107,7 +107,8 @@ class UGEConfig(Config):
     )
     frozen: int = flag(
         0,
-        "first convolutions of the authorized network that keep their weights while it learns",
+        "first convolutions of the authorized network that never learn: they have learnt the clean "
+        "pictures before (ours)",
         parse=whole,
         check=(lambda v: v >= 0, "must be 0 or more"),
     )
@@ -128,7 +129,7 @@ class UGEConfig(Config):
     layerwise: bool = flag(False, "match the gradients of each layer instead of all together")
     norm_term: float = flag(
         0.0,
-        "weight of log(|g'|/|g|)^2 beside the cosine",
+        "weight of the square of log(norm of g' / norm of g) beside the cosine",
         parse=number,
         check=(lambda v: v >= 0, "must be 0 or more"),
     )
@@ -157,9 +158,10 @@ class UGEConfig(Config):
     lr: float = flag(0.1, parse=number, check=ABOVE_0)  # of all networks that learn
     clip: float = flag(5.0, parse=number, check=ABOVE_0)
     train_steps: int = flag(10, parse=whole, check=ABOVE_0)  # of the hackers between two sweeps
-    precision: str = "float32"
-    compile: bool = False
-    steps: int = 1  # noise steps on a batch in a sweep
+    # Of the hackers, as fastue.methods.loop.Surrogate wants to know.
+    precision: ClassVar[str] = "float32"
+    compile: ClassVar[bool] = False
+    steps: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -274,12 +276,12 @@ class Losses:
         """Error minimised for the hackers, as they stand since the last sweep began."""
         return sum(F.cross_entropy(h.frozen(shown), y) for h in self.hackers) / len(self.hackers)
 
-    @torch.no_grad()
     def _prototypes(self, data: ImageDataset) -> tuple[Tensor, Tensor]:
         """The mean of phi over all pictures [F], and the direction of each class's from it [K, F]."""
         sums, counts = 0.0, torch.bincount(data.labels, minlength=self.classes)
         for x, y, _ in dataset.batches(data, 500):
-            seen = self.features(training.to_input(x))
+            with torch.no_grad():
+                seen = self.features(training.to_input(x))
             one_hot = F.one_hot(y, self.classes).to(seen.dtype)
             sums = sums + one_hot.T @ seen
         middle = sums.sum(0) / counts.sum()
@@ -301,29 +303,43 @@ class Clean:
     """
 
     def __init__(self, data: ImageDataset, c: UGEConfig, folder: Path | None, progress: Callable):
-        self.initial, self.archs = _authorized(data, c)
-        wanted = {name for name in c.terms() if name != "emn"}
         path = folder / _TRAJECTORY if folder else None
-        kept = tensorfile.read_tensors(path)[0] if path and path.exists() else None
-        states: dict[str, dict[str, Tensor]] = {}
+        kept = tensorfile.read_tensors(path)[0] if path and path.exists() else {}
+        learnt: dict[str, Tensor] = {}
+
+        def states(name: str, model: nn.Module) -> list[dict[str, Tensor]]:
+            """Weights at some moments of its training, the last of them the end."""
+            found = _moments(kept, name) or _trained(model, data, c, name, progress)
+            learnt.update(
+                (f"{name}.{k}.{own}", value)
+                for k, state in enumerate(found)
+                for own, value in state.items()
+            )
+            return found
+
+        self.initial, self.archs = _authorized(data, c)
+        if c.frozen and not c.authorized:
+            (theta,) = self.initial
+            seen = _still(theta, states("front", _moving(data, c, c.seed))[-1], data.device)
+            authorized.copy_front(seen, theta, c.frozen)
+        wanted = {name for name in c.terms() if name != "emn"}
         self.trajectories, self.trained = [], []
         if wanted & {"gm", "ud"}:
             for k, model in enumerate(self.initial):
-                found = _states(kept, f"{k}.") or _trained(model, data, c, k, progress)
-                states |= {f"{k}.{name}": state for name, state in found.items()}
-                steps = [_still(model, state, data.device) for state in found.values()]
+                steps = [_still(model, s, data.device) for s in states(f"authorized-{k}", model)]
                 self.trajectories.append(steps[:-1])
                 self.trained.append(steps[-1])
         if wanted & {"fd", "ud"}:
-            other = models.build(c.arch, data.num_classes, data.shape[0], seed=c.seed + 1)
-            found = _states(kept, "other.") or _trained(other, data, c, -1, progress)
-            states |= {f"other.{name}": state for name, state in found.items()}
-            self.other = _still(other, list(found.values())[-1], data.device)
-        if path and kept is None and states:
-            tensors = {
-                f"{a}.{b}": value for a, state in states.items() for b, value in state.items()
-            }
-            tensorfile.write_tensors(atomic.make_folder(folder) / _TRAJECTORY, tensors, {})
+            other = _moving(data, c, c.seed + 1)
+            self.other = _still(other, states("other", other)[-1], data.device)
+        if path and not kept and learnt:
+            tensorfile.write_tensors(atomic.make_folder(folder) / _TRAJECTORY, learnt, {})
+
+
+def _moving(data: ImageDataset, c: UGEConfig, seed: int) -> nn.Module:
+    """A new network all of which learns."""
+    model = models.build(c.arch, data.num_classes, data.shape[0], seed=seed)
+    return model.to(data.device, memory_format=torch.channels_last)
 
 
 def _authorized(data: ImageDataset, c: UGEConfig) -> tuple[list[nn.Module], list[str]]:
@@ -337,14 +353,16 @@ def _authorized(data: ImageDataset, c: UGEConfig) -> tuple[list[nn.Module], list
         model, about = authorized.load(Path(name))
         if about["classes"] != data.classes or about["channels"] != channels:
             raise UsageError(f"--authorized {name}: it is for other classes or channels than these")
+        if (frozen := authorized.frozen_of(about)) != c.frozen:
+            raise UsageError(f"--authorized {name}: needs --frozen {frozen}")
         model = model.to(data.device, memory_format=torch.channels_last)
         found.append((model, about["arch"]))
     return [model for model, _ in found], [arch for _, arch in found]
 
 
 def _trained(
-    model: nn.Module, data: ImageDataset, c: UGEConfig, which: int, progress: Callable
-) -> dict[str, dict[str, Tensor]]:
+    model: nn.Module, data: ImageDataset, c: UGEConfig, name: str, progress: Callable
+) -> list[dict[str, Tensor]]:
     """Trains a copy on the clean pictures, under crops and flips; its weights at `snapshots` moments
     from the beginning on, evenly spaced, and in the end."""
     model = copy.deepcopy(model).train()
@@ -352,36 +370,35 @@ def _trained(
     steps = c.epochs * (len(data) // batch)
     optimizer = training.sgd(model, c.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    moments = {steps * j // c.snapshots: j for j in range(c.snapshots)}
-    found = {}
+    moments = {steps * k // c.snapshots for k in range(c.snapshots)}
+    found = []
     for step in range(steps):
         if step in moments:
-            found[str(moments[step])] = _state(model)
+            found.append(_state(model))
         x, y, index = training_batch(data, batch, step, c.seed)
         x = augment.crop_flip(x, index, seed=c.seed, epoch=step, rows=len(data))
         training.train_step(
             model, optimizer, training.to_input(x), y, precision=c.precision, clip=c.clip
         )
         schedule.step()
-        name = "the authorized network" if which >= 0 else "another network"
         progress(f"{name} on clean pictures", step + 1, steps, {})
         if stop.requested():
             stop.leave()
-    return {**found, "end": _state(model)}
+    return [*found, _state(model)]
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def _states(kept: dict[str, Tensor] | None, prefix: str) -> dict[str, dict[str, Tensor]]:
-    """`prefix` + moment + "." + name: the weights of each moment that the file holds."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, value in (kept or {}).items():
-        if name.startswith(prefix):
-            moment, _, own = name.removeprefix(prefix).partition(".")
-            found.setdefault(moment, {})[own] = value
-    return dict(sorted(found.items(), key=lambda item: (item[0] == "end", item[0])))
+def _moments(kept: dict[str, Tensor], name: str) -> list[dict[str, Tensor]]:
+    """Of `name.moment.weight`: the weights of each moment."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, value in kept.items():
+        whose, moment, own = key.split(".", 2)
+        if whose == name:
+            found.setdefault(int(moment), {})[own] = value
+    return [found[moment] for moment in sorted(found)]
 
 
 def _still(model: nn.Module, state: dict[str, Tensor], device: torch.device) -> nn.Module:
@@ -456,10 +473,10 @@ class GeneratedNoise:
         self.last.backward(gradient)
         self.adam.step()
 
-    @torch.no_grad()
     def made(self) -> Tensor:
         batches = dataset.batches(self.data, 500)
-        return torch.cat([self.model(training.to_input(x)) for x, _, _ in batches])
+        with torch.no_grad():
+            return torch.cat([self.model(training.to_input(x)) for x, _, _ in batches])
 
     def tensors(self) -> dict[str, Tensor]:
         found = {f"generator.{name}": value for name, value in self.model.state_dict().items()}

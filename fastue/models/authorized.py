@@ -23,8 +23,12 @@ def load(path: Path) -> tuple[nn.Module, dict]:
     """One in a file that fastue wrote (surrogate.safetensors of `--method uge`), in training mode,
     and what it is: arch, classes, channels, notes. Raises DataError for any other file."""
     model, about = saved.load(path)
-    frozen = about["notes"].get("config", {}).get("frozen", 0)
-    return stand_still(model.train(), frozen), about
+    return stand_still(model.train(), frozen_of(about)), about
+
+
+def frozen_of(about: dict) -> int:
+    """How many of its convolutions stand still."""
+    return about["notes"].get("config", {}).get("frozen", 0)
 
 
 def stand_still(model: nn.Module, count: int) -> nn.Module:
@@ -37,6 +41,12 @@ def stand_still(model: nn.Module, count: int) -> nn.Module:
         part.requires_grad_(False).eval()
         part.train = types.MethodType(_stays, part)
     return model
+
+
+def copy_front(source: nn.Module, target: nn.Module, count: int) -> None:
+    """The first `count` convolutions, and the norms behind them, become those of `source`."""
+    for theirs, ours in zip(list(fronts(source))[:count], fronts(target), strict=False):
+        ours.load_state_dict(theirs.state_dict())
 
 
 def _stays(self: nn.Module, mode: bool = True) -> nn.Module:

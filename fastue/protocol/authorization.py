@@ -132,9 +132,12 @@ def _other_front(path: Path) -> Training:
 
     def training(pictures, test, config, *, seed, **options):
         _, about = authorized.load(path)
-        frozen = about["notes"]["config"]["frozen"]
         model = authorized.authorized(
-            config.arch, pictures.num_classes, pictures.shape[0], 1000 + seed, frozen
+            config.arch,
+            pictures.num_classes,
+            pictures.shape[0],
+            1000 + seed,
+            authorized.frozen_of(about),
         )
         return fit(pictures, test, config, seed=seed, model=model, **options)
 

@@ -112,6 +112,9 @@ def test_authorized_networks_of_files(tiny, tmp_path):
     saved.save(paths[0], model, arch=arch, classes=list("abcd"), channels=3)
     with pytest.raises(UsageError, match="other classes"):
         check(data, both)
+    saved.save(paths[0], model, arch=arch, classes=data.classes, channels=3, config={"frozen": 1})
+    with pytest.raises(UsageError, match="needs --frozen 1"):
+        check(data, both)
 
 
 def test_a_frozen_front_stays_what_it_is(tmp_path):
