@@ -28,6 +28,9 @@ def test_noise_descends_its_term(tiny, term, free):
     first = result.history[0][term]
     assert last(result, term) < first - 0.05 * abs(first)
     assert 1 / 255 < result.noise.abs().max() <= 8 / 255 + 1e-7
+    data = tiny()
+    written = result.apply(data.images, data.labels).int()
+    assert 1 <= (written - data.images.int()).abs().max() <= 8, "as written, within the budget"
 
 
 def test_undistillation_stays_within_its_margin(tiny):
