@@ -191,14 +191,15 @@ class OpSpec:
         """The op as the public functions call it: `torch.ops.fastue.<name>`, at a fraction of its
         cost.
 
-        Where no trace, mode, gradient or tensor subclass of torch watches, its dispatcher has nothing to do
+        Where no trace, mode or tensor subclass of torch watches, its dispatcher has nothing to do
         and the backend is called directly. A native kernel checks the shapes of its tensors itself,
         so that dtypes, devices and numbers are all that a second call like the first can get wrong,
         and these are compared.
         """
-        watched = torch.compiler.is_compiling() or _len_dispatch_stack() or _in_functorch()
-        if watched or (self.backward is not None and _has_gradient(args)):
+        if torch.compiler.is_compiling() or _len_dispatch_stack() or _in_functorch():
             return getattr(torch.ops.fastue, self.name)(*args)
+        if self.backward is not None and _has_gradient(args):
+            return _Differentiable.apply(self, *_flat(args))
         signature = (chosen_backend(), *[_signature(a) for a in args])
         function = self._ready.get(signature)
         if function is not None:
@@ -305,6 +306,45 @@ def _signature(a: Any) -> Any:
     if set(map(type, a)) == {torch.Tensor}:
         return frozenset([(t.dtype, t.device) for t in a])
     return tuple(a)
+
+
+def _flat(args: Sequence[Any]) -> list[Any]:
+    """The lengths of the lists among the arguments (None: no list), then the arguments one after
+    another."""
+    lengths = [len(a) if isinstance(a, list) else None for a in args]
+    found: list[Any] = [lengths]
+    for a in args:
+        found.extend(a) if isinstance(a, list) else found.append(a)
+    return found
+
+
+def _unflat(lengths: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
+    rest = iter(values)
+    return [next(rest) if n is None else [next(rest) for _ in range(n)] for n in lengths]
+
+
+class _Differentiable(torch.autograd.Function):
+    """`register_autograd` for `call`: its way through torch's dispatcher and pytree takes 1 ms for
+    the gradients of ResNet-18."""
+
+    @staticmethod
+    def forward(ctx, spec: OpSpec, lengths: list[int | None], *values: Any) -> Any:
+        args = _unflat(lengths, values)
+        result = spec.call(*args)  # nothing has a gradient here
+        ctx.spec, ctx.lengths = spec, lengths
+        spec.setup_context(ctx, args, result)  # type: ignore[misc]
+        return result
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor) -> Any:
+        flat_needed = ctx.needs_input_grad
+        ctx.needs_input_grad = _unflat(ctx.lengths, flat_needed[2:])
+        try:
+            found = ctx.spec.backward(ctx, *grads)
+        finally:
+            ctx.needs_input_grad = flat_needed
+        found = found if isinstance(found, tuple) else (found,)
+        return (None, None, *_flat(found)[1:])
 
 
 @functools.cache
