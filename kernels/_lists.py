@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from fastue.kernels import _common
 
-PIECE = 2048  # elements of a program
+PIECE = 1024  # elements of a program
 
 
 @triton.jit
@@ -37,9 +37,10 @@ def find(table_ptr, tensors, piece, STEPS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def pointer(address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    ptr = address.to(tl.pointer_type(DTYPE))
     if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE))
+        ptr = tl.multiple_of(ptr, 16)
+    return ptr
 
 
 @triton.jit
