@@ -64,7 +64,7 @@ def why_not(op: opspec.OpSpec, backend: str, args: dict) -> list[str]:
 
 
 def on_device(args: dict, device: torch.device) -> dict:
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+    return {k: opspec.each(v, lambda t: t.to(device)) for k, v in args.items()}
 
 
 def red_cases(op: opspec.OpSpec, backend: str, device: torch.device) -> list[str]:
@@ -168,7 +168,7 @@ def measure(
     op: opspec.OpSpec, case: str, args: dict, backends: list[str], rounds: int, about: dict
 ) -> list[dict]:
     """Rows of one case."""
-    device = next(v for v in args.values() if isinstance(v, torch.Tensor)).device
+    device = opspec.tensors_of(args.values())[0].device
     sides = sides_of(op, args, backends, device)
     for side in sides.values():
         side()
@@ -228,7 +228,7 @@ def largest(args: dict) -> torch.Tensor:
     largest."""
     tensors = {k: v for k, v in args.items() if isinstance(v, torch.Tensor)}
     named = [tensors[k] for k in ("grad", "out", "logits") if k in tensors]
-    return named[0] if named else max(tensors.values(), key=torch.numel)
+    return named[0] if named else max(opspec.tensors_of(args.values()), key=torch.numel)
 
 
 def facts(device: torch.device) -> dict:

@@ -29,5 +29,7 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
   m.def(
       "diffusion_step(Tensor(a!) x, Tensor? eps, Tensor? y, Tensor? grad, Tensor ids, float alpha_bar, float c0,"
       " float cx, float pull, bool noisy, float push, float sigma, int seed, int iteration, int t) -> ()");
+  m.def("grad_cosine(Tensor[] g, Tensor[] h) -> Tensor");
+  m.def("grad_cosine_backward(Tensor[] g, Tensor[] h, Tensor grad, Tensor(a!)[] out, bool targets) -> ()");
   m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
 }

@@ -94,6 +94,7 @@ class OpSpec:
     bench      () -> {name: () -> arguments} for bench.ops
     traffic    arguments -> bytes that a call has to move, each tensor once in each direction
     backends   in order of preference; the reference is always last and not listed
+    wide       arguments that are float64 whatever the others are
     backward, setup_context   as for torch.library.register_autograd, for a differentiable
                               (non-mutating) op
     """
@@ -106,6 +107,7 @@ class OpSpec:
     atol: float
     backends: Sequence[Backend]
     dtypes: Sequence[torch.dtype] = (torch.float32,)
+    wide: Sequence[str] = ()
     bad: Callable[[torch.Generator], Mapping[str, dict[str, Any]]] = lambda generator: {}
     fake: Callable | None = None
     bitwise: bool = False
@@ -162,7 +164,7 @@ class OpSpec:
         """Every reason why this backend cannot run this call; empty when it can."""
         function, missing = self.function(backend)
         reasons = [] if function is not None else [missing]
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        tensors = tensors_of(args)
         devices = sorted({t.device for t in tensors}, key=str)
         if len(devices) > 1:
             reasons.append(f"its tensors are on several devices: {', '.join(map(str, devices))}")
@@ -174,7 +176,9 @@ class OpSpec:
                 reasons.append(f"runs on {backend.device}, tensor is on {device.type}")
             elif device.type == "cuda" and (old := too_old(device)):
                 reasons.append(old)
-        floats = {t.dtype for t in tensors if t.is_floating_point()}
+        names = [a.name for a in self.arguments]
+        narrow = [a for name, a in zip(names, args, strict=False) if name not in self.wide]
+        floats = {t.dtype for t in tensors_of(narrow) if t.is_floating_point()}
         return reasons + sorted(f"no {dtype}" for dtype in floats - backend.dtypes)
 
     def __call__(self, *args: Any) -> Any:
@@ -194,6 +198,8 @@ class OpSpec:
         """
         if torch.compiler.is_compiling() or _len_dispatch_stack() or _in_functorch():
             return getattr(torch.ops.fastue, self.name)(*args)
+        if self.backward is not None and _has_gradient(args):
+            return _Differentiable.apply(self, *_flat(args))
         signature = (chosen_backend(), *[_signature(a) for a in args])
         function = self._ready.get(signature)
         if function is not None:
@@ -202,8 +208,7 @@ class OpSpec:
             except RuntimeError:
                 self.check(*args)  # says it better
                 raise
-        strange = any(isinstance(a, torch.Tensor) and type(a) is not torch.Tensor for a in args)
-        if strange or self.backward is not None:
+        if any(type(t) is not torch.Tensor for t in tensors_of(args)):
             return getattr(torch.ops.fastue, self.name)(*args)
         self.check(*args)
         function = self.choose(args)
@@ -216,24 +221,22 @@ class OpSpec:
     def _run(self, function: Callable, args: Sequence[Any]) -> Any:
         """Tell autograd what was written: the native ops themselves do not."""
         result = function(*args)
-        written = [
-            args[i] for i in self.mutated if args[i] is not None and not args[i].is_inference()
-        ]
-        torch._C._increment_version(written)
+        written = tensors_of([args[i] for i in self.mutated])
+        torch._C._increment_version([t for t in written if not t.is_inference()])
         return result
 
     def choose(self, args: Sequence[Any]) -> Callable:
         """The function that runs this call. A backend named by the user runs or raises
         BackendError."""
         wanted = chosen_backend()
-        key = (wanted, *((a.device, a.dtype) for a in args if isinstance(a, torch.Tensor)))
+        key = (wanted, frozenset([(t.device, t.dtype) for t in tensors_of(args)]))
         function = self._chosen.get(key)
         if function is None:
             function = self._chosen[key] = self._choose(wanted, args)
         return function
 
     def _choose(self, wanted: str, args: Sequence[Any]) -> Callable:
-        if wanted == "reference":
+        if wanted == "reference" or not tensors_of(args):  # empty lists: no device, no work
             return self.reference
         if wanted == "auto":
             for backend in self.backends:
@@ -258,7 +261,7 @@ class OpSpec:
     def _warn_slow(self, args: Sequence[Any]) -> None:
         """Once a device: fast code for it exists but is not installed here. A dtype it lacks is no
         reason to warn."""
-        device = next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+        device = tensors_of(args)[0].device.type
         here = [b for b in self.backends if b.device == device]
         if here and device not in _warned and all(self.function(b)[0] is None for b in here):
             _warned.add(device)
@@ -271,12 +274,77 @@ class OpSpec:
 _warned: set[str] = set()
 
 
+def tensors_of(args: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors among the arguments, those of lists, too."""
+    found = []
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            found.append(a)
+        elif isinstance(a, list | tuple):
+            found += [t for t in a if isinstance(t, torch.Tensor)]
+    return found
+
+
+def each(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """An argument with its tensor changed, or the tensors of its list."""
+    if isinstance(value, list):
+        return [each(v, change) for v in value]
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+def _has_gradient(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any([t.requires_grad for t in tensors_of(args)])
+
+
 def _signature(a: Any) -> Any:
     """What the choice of a backend depends on, and the checks that a native kernel leaves to
-    Python."""
+    Python. Of a list of tensors it sees the length itself."""
     if type(a) is torch.Tensor:
         return a.dtype, a.device
-    return tuple(a) if type(a) is list else a
+    if type(a) is not list:
+        return a
+    if set(map(type, a)) == {torch.Tensor}:
+        return frozenset([(t.dtype, t.device) for t in a])
+    return tuple(a)
+
+
+def _flat(args: Sequence[Any]) -> list[Any]:
+    """The lengths of the lists among the arguments (None: no list), then the arguments one after
+    another."""
+    lengths = [len(a) if isinstance(a, list) else None for a in args]
+    found: list[Any] = [lengths]
+    for a in args:
+        found.extend(a) if isinstance(a, list) else found.append(a)
+    return found
+
+
+def _unflat(lengths: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
+    rest = iter(values)
+    return [next(rest) if n is None else [next(rest) for _ in range(n)] for n in lengths]
+
+
+class _Differentiable(torch.autograd.Function):
+    """`register_autograd` for `call`: its way through torch's dispatcher and pytree takes 1 ms for
+    the gradients of ResNet-18."""
+
+    @staticmethod
+    def forward(ctx, spec: OpSpec, lengths: list[int | None], *values: Any) -> Any:
+        args = _unflat(lengths, values)
+        result = spec.call(*args)  # nothing has a gradient here
+        ctx.spec, ctx.lengths = spec, lengths
+        spec.setup_context(ctx, args, result)  # type: ignore[misc]
+        return result
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor) -> Any:
+        flat_needed = ctx.needs_input_grad
+        ctx.needs_input_grad = _unflat(ctx.lengths, flat_needed[2:])
+        try:
+            found = ctx.spec.backward(ctx, *grads)
+        finally:
+            ctx.needs_input_grad = flat_needed
+        found = found if isinstance(found, tuple) else (found,)
+        return (None, None, *_flat(found)[1:])
 
 
 @functools.cache

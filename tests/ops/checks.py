@@ -115,13 +115,19 @@ def names_written(op: opspec.OpSpec) -> set[str]:
     return {op.arguments[i].name for i in op.mutated}
 
 
+def named(args: dict) -> dict[str, torch.Tensor]:
+    """The tensors of arguments by name, those of a list by name[place]."""
+    lists = [({k: v} if not isinstance(v, list) else
+              {f"{k}[{i}]": t for i, t in enumerate(v)}) for k, v in args.items()]  # fmt: skip
+    return {k: v for part in lists for k, v in part.items() if isinstance(v, torch.Tensor)}
+
+
 def copied(op: opspec.OpSpec, args: dict, convert=lambda t: t, place: Callable = guarded) -> dict:
     """The arguments with fresh tensors, placed in memory by `place(tensor, whether the op writes
     it)`."""
     written = names_written(op)
     return {
-        k: place(convert(v), k in written) if isinstance(v, torch.Tensor) else v
-        for k, v in args.items()
+        k: opspec.each(v, lambda t, k=k: place(convert(t), k in written)) for k, v in args.items()
     }
 
 
@@ -135,13 +141,13 @@ def run(op: opspec.OpSpec, args: dict, backend: str) -> dict[str, torch.Tensor]:
     known = opspec.registry().get(op.name) is op
     with opspec.use_backend(backend):
         result = (getattr(torch.ops.fastue, op.name) if known else op)(*args.values())
-    written = {k: args[k] for k in args if k in names_written(op) and args[k] is not None}
+    written = named({k: args[k] for k in args if k in names_written(op)})
     results = () if result is None else result if isinstance(result, tuple) else (result,)
     return written | {f"result{i}": r for i, r in enumerate(results)}
 
 
 def moved(args: dict, device: str) -> list:
-    return [v.to(device) if isinstance(v, torch.Tensor) else v for v in args.values()]
+    return [opspec.each(v, lambda t: t.to(device)) for v in args.values()]
 
 
 def why_not(op: opspec.OpSpec, side: Side, args: dict) -> list[str]:
@@ -180,7 +186,7 @@ def compare(op: opspec.OpSpec, args: dict, backend: str, place: Callable = guard
     always come from the CPU.
     """
     given = copied(op, args, place=place)
-    before = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}
+    before = {k: v.clone() for k, v in named(given).items()}
     results = run(op, given, backend)
     got = {k: v.cpu() for k, v in results.items()}
     exact = run(op, copied(op, args, to_float64), "reference")
@@ -212,15 +218,12 @@ def compare(op: opspec.OpSpec, args: dict, backend: str, place: Callable = guard
             assert worst <= allowed, (
                 f"{name}: off by {worst:.3g} at {_where(error)}, allowed {allowed:.3g}"
             )
-    for name, value in given.items():
-        if isinstance(value, torch.Tensor):
-            assert guards_intact(value, name in names_written(op)), (
-                f"{name}: memory beside it was written"
+    for name, value in named(given).items():
+        assert guards_intact(value, name in got), f"{name}: memory beside it was written"
+        if name not in got:
+            assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), (
+                f"{name}: an input was changed"
             )
-            if name not in got:
-                assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), (
-                    f"{name}: an input was changed"
-                )
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,8 @@ T __shfl_xor_sync(unsigned mask, T v, int by, int width = 32, int line = __built
   return cuda_host::shuffle(mask, v, static_cast<int>(cuda_host::lane()) ^ by, width, line);
 }
 
-// Threads take turns, so that a plain addition is atomic.
+// Threads take turns, so that a plain addition is atomic, and what is written is seen.
+inline void __threadfence() {}
 template <class T>
 T atomicAdd(T* at, T v) {
   const T old = *at;
