@@ -30,4 +30,6 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
       "diffusion_step(Tensor(a!) x, Tensor? eps, Tensor? y, Tensor? grad, Tensor ids, float alpha_bar, float c0,"
       " float cx, float pull, bool noisy, float push, float sigma, int seed, int iteration, int t) -> ()");
   m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
+  m.def("ghost_pair(Tensor a, Tensor e, Tensor a2, Tensor e2) -> Tensor");
+  m.def("ghost_pair_backward(Tensor grad, Tensor a, Tensor e, Tensor a2, Tensor e2) -> (Tensor, Tensor)");
 }

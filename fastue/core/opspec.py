@@ -96,6 +96,8 @@ class OpSpec:
     backends   in order of preference; the reference is always last and not listed
     backward, setup_context   as for torch.library.register_autograd, for a differentiable
                               (non-mutating) op
+    constant   names of floating-point arguments that it gives no gradient
+    gradient_tolerance   as atol, for gradients, relative to the largest value of each
     """
 
     name: str
@@ -114,6 +116,8 @@ class OpSpec:
     traffic: Callable[..., int] | None = None
     backward: Callable | None = None
     setup_context: Callable | None = None
+    constant: Sequence[str] = ()
+    gradient_tolerance: float = 0.0
 
     @cached_property
     def arguments(self) -> list[torch.Argument]:
@@ -175,6 +179,8 @@ class OpSpec:
             elif device.type == "cuda" and (old := too_old(device)):
                 reasons.append(old)
         floats = {t.dtype for t in tensors if t.is_floating_point()}
+        if len(floats) > 1:  # beside others float64 holds sums, which every backend takes
+            floats.discard(torch.float64)
         return reasons + sorted(f"no {dtype}" for dtype in floats - backend.dtypes)
 
     def __call__(self, *args: Any) -> Any:
@@ -187,12 +193,18 @@ class OpSpec:
         """The op as the public functions call it: `torch.ops.fastue.<name>`, at a fraction of its
         cost.
 
-        Where no trace, mode or tensor subclass of torch watches, its dispatcher has nothing to do
+        Where no trace, mode, gradient or tensor subclass of torch watches, its dispatcher has nothing to do
         and the backend is called directly. A native kernel checks the shapes of its tensors itself,
         so that dtypes, devices and numbers are all that a second call like the first can get wrong,
         and these are compared.
         """
-        if torch.compiler.is_compiling() or _len_dispatch_stack() or _in_functorch():
+        differentiated = (
+            self.backward is not None
+            and torch.is_grad_enabled()
+            and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        )
+        watched = torch.compiler.is_compiling() or _len_dispatch_stack() or _in_functorch()
+        if watched or differentiated:
             return getattr(torch.ops.fastue, self.name)(*args)
         signature = (chosen_backend(), *[_signature(a) for a in args])
         function = self._ready.get(signature)
@@ -203,7 +215,7 @@ class OpSpec:
                 self.check(*args)  # says it better
                 raise
         strange = any(isinstance(a, torch.Tensor) and type(a) is not torch.Tensor for a in args)
-        if strange or self.backward is not None:
+        if strange:
             return getattr(torch.ops.fastue, self.name)(*args)
         self.check(*args)
         function = self.choose(args)
