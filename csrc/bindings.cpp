@@ -32,4 +32,6 @@ STABLE_TORCH_LIBRARY(fastue_native, m) {
   m.def("grad_cosine(Tensor[] g, Tensor[] h) -> Tensor");
   m.def("grad_cosine_backward(Tensor[] g, Tensor[] h, Tensor grad, Tensor(a!)[] out, bool targets) -> ()");
   m.def("count_correct(Tensor logits, Tensor y, Tensor(a!) counts, int slot) -> ()");
+  m.def("ghost_pair(Tensor a, Tensor e, Tensor a2, Tensor e2) -> Tensor");
+  m.def("ghost_pair_backward(Tensor grad, Tensor a, Tensor e, Tensor a2, Tensor e2) -> (Tensor, Tensor)");
 }

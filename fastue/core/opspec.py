@@ -97,6 +97,8 @@ class OpSpec:
     wide       arguments that are float64 whatever the others are
     backward, setup_context   as for torch.library.register_autograd, for a differentiable
                               (non-mutating) op
+    constant   names of floating-point arguments that it gives no gradient
+    gradient_tolerance   as atol, for gradients, relative to the largest value of each
     """
 
     name: str
@@ -116,6 +118,8 @@ class OpSpec:
     traffic: Callable[..., int] | None = None
     backward: Callable | None = None
     setup_context: Callable | None = None
+    constant: Sequence[str] = ()
+    gradient_tolerance: float = 0.0
 
     @cached_property
     def arguments(self) -> list[torch.Argument]:

@@ -26,6 +26,8 @@ from fastue.ops.conv3x3 import conv3x3 as conv3x3
 from fastue.ops.conv_weights import conv_weights as conv_weights
 from fastue.ops.count_correct import count_correct as count_correct
 from fastue.ops.diffusion_step import diffusion_step as diffusion_step
+from fastue.ops.ghost_pair import ghost_pair as ghost_pair
+from fastue.ops.ghost_pair_backward import ghost_pair_backward as ghost_pair_backward
 from fastue.ops.grad_cosine import grad_cosine as grad_cosine
 from fastue.ops.grad_cosine_backward import grad_cosine_backward as grad_cosine_backward
 from fastue.ops.l2_step import l2_step as l2_step
