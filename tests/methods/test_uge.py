@@ -72,10 +72,10 @@ def test_every_setting_makes_another_noise(tiny, settings):
     assert all(torch.isfinite(result.noise).all() for result in made)
 
 
-@pytest.mark.parametrize("settings", [{"free": True}, {}, {"mode": "class"}])
+@pytest.mark.parametrize("settings", [{"free": True}, {}, {"mode": "class", "sweeps": 6}])
 def test_killed_anywhere_and_resumed_gives_the_same_noise(tiny, tmp_path, settings):
     data = tiny()
-    config = UGEConfig(weights="gm=1,fd=1,ud=1,emn=1", **{**SMALL, **settings, "sweeps": 2})
+    config = UGEConfig(weights="gm=1,fd=1,ud=1,emn=1", **{**SMALL, "sweeps": 2, **settings})
     whole = uge(data, config)
 
     class Killed(Exception):
