@@ -88,6 +88,10 @@ OP = opspec.register(
         backward=backward,
         setup_context=setup_context,
         gradient_tolerance=ROUNDING,
-        backends=(opspec.triton(opspec.FLOAT32), opspec.cpp(opspec.FLOAT32)),
+        backends=(
+            opspec.cuda(opspec.FLOAT32),
+            opspec.triton(opspec.FLOAT32),
+            opspec.cpp(opspec.FLOAT32),
+        ),
     )
 )

@@ -77,6 +77,10 @@ OP = opspec.register(
         traffic=traffic,
         band=band,
         atol=0.0,
-        backends=(opspec.triton(opspec.FLOAT32), opspec.cpp(opspec.FLOAT32)),
+        backends=(
+            opspec.cuda(opspec.FLOAT32),
+            opspec.triton(opspec.FLOAT32),
+            opspec.cpp(opspec.FLOAT32),
+        ),
     )
 )
