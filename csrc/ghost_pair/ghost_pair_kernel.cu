@@ -9,17 +9,18 @@ namespace {
 
 // Of a thread's 2 x 2 pairs of places.
 struct Gram {
-  float xx[2][2] = {}, xd[2][2] = {}, dx[2][2] = {}, dd[2][2] = {};
+  float xx[2][2], xd[2][2], dx[2][2], dd[2][2];
 };
 
-__device__ FASTUE_INLINE void fill(Gram& gram, Pair& left, Pair& right, const float* x1, const float* x2, int64_t rows,
-                                   int64_t t, int64_t u, int64_t places) {
+__device__ FASTUE_INLINE Gram fill(Pair& left, Pair& right, const float* x1, const float* x2, int64_t rows, int64_t t,
+                                   int64_t u, int64_t places) {
+  Gram gram = {};
   for (int64_t k = 0; k < rows; k += kDepth) {
     __syncthreads();
     left.load(x1, x2, k, rows, t, places);
     right.load(x1, x2, k, rows, u, places);
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < kDepth; ++i) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -35,6 +36,7 @@ __device__ FASTUE_INLINE void fill(Gram& gram, Pair& left, Pair& right, const fl
       }
     }
   }
+  return gram;
 }
 
 // n, q and m of two places, in both orders; d is of the inputs, g of the errors.
@@ -47,12 +49,13 @@ __device__ FASTUE_INLINE void add_pair(double xx, double xd, double dx, double d
 
 __global__ void __launch_bounds__(kThreads) ghost_pair_kernel(const __grid_constant__ GhostPair job) {
   __shared__ Pair left, right;
+  __shared__ Gram of_inputs[kThreads];  // each thread its own: out of the way while it makes the other
   const int64_t i = blockIdx.x, tiles = tiles_of(job.places), steps = steps_of(job.places);
   const int64_t t = blockIdx.y / steps, step = blockIdx.y % steps, u = (t + step) % tiles;
-  Gram x, y;
   const int64_t input = i * job.inputs * job.places, output = i * job.outputs * job.places;
-  fill(x, left, right, job.a + input, job.a2 + input, job.inputs, t, u, job.places);
-  fill(y, left, right, job.e + output, job.e2 + output, job.outputs, t, u, job.places);
+  of_inputs[threadIdx.x] = fill(left, right, job.a + input, job.a2 + input, job.inputs, t, u, job.places);
+  const Gram y = fill(left, right, job.e + output, job.e2 + output, job.outputs, t, u, job.places);
+  const Gram& x = of_inputs[threadIdx.x];
   double sums[3] = {0, 0, 0};
 #pragma unroll
   for (int r = 0; r < 2; ++r) {

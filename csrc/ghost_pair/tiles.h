@@ -16,6 +16,7 @@ struct Pair {
   // Rows from k on of a sample [rows, places], at the places of a tile; zero where there is nothing.
   __device__ FASTUE_INLINE void load(const float* x1, const float* x2, int64_t k, int64_t rows, int64_t tile,
                                      int64_t places) {
+#pragma unroll 1  // two rounds: registers count here
     for (int i = static_cast<int>(threadIdx.x); i < kDepth * kTilePlaces; i += kThreads) {
       const int64_t row = k + i / kTilePlaces, place = tile * kTilePlaces + i % kTilePlaces;
       const bool known = row < rows && place < places;
