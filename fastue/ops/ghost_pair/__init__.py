@@ -9,10 +9,11 @@ from fastue.core import opspec
 from fastue.ops._arguments import plain
 from fastue.ops.ghost_pair import cases, reference
 from fastue.ops.ghost_pair_backward import OP as BACKWARD
+from fastue.ops.ghost_pair_backward import ROUNDING as GRADIENT_ROUNDING
 from fastue.ops.ghost_pair_backward import check_pair, scales
 
 NAME = "ghost_pair"
-ROUNDING = 2.0**-20  # of float32 Gram products, of the largest result that such columns could give
+ROUNDING = 2.0**-22  # of float32 Gram products, of the most that columns of these lengths allow
 
 
 def ghost_pair(
@@ -87,7 +88,11 @@ OP = opspec.register(
         constant=("a", "e"),
         backward=backward,
         setup_context=setup_context,
-        gradient_tolerance=ROUNDING,
-        backends=(opspec.triton(opspec.FLOAT32), opspec.cpp(opspec.FLOAT32)),
+        gradient_tolerance=GRADIENT_ROUNDING,
+        backends=(
+            opspec.cuda(opspec.FLOAT32),
+            opspec.triton(opspec.FLOAT32),
+            opspec.cpp(opspec.FLOAT32),
+        ),
     )
 )

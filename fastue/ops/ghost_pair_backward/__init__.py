@@ -8,7 +8,7 @@ from fastue.ops._arguments import plain
 from fastue.ops.ghost_pair_backward import cases, reference
 
 NAME = "ghost_pair_backward"
-ROUNDING = 2.0**-20  # as in ghost_pair
+ROUNDING = 2.0**-20  # of float32 sums, of the most that numbers of these sizes allow
 
 
 def ghost_pair_backward(
@@ -78,6 +78,10 @@ OP = opspec.register(
         band=band,
         atol=0.0,
         wide=("grad",),
-        backends=(opspec.triton(opspec.FLOAT32), opspec.cpp(opspec.FLOAT32)),
+        backends=(
+            opspec.cuda(opspec.FLOAT32),
+            opspec.triton(opspec.FLOAT32),
+            opspec.cpp(opspec.FLOAT32),
+        ),
     )
 )
