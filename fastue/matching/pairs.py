@@ -52,7 +52,7 @@ class Matrices(Pair):
     def __init__(
         self, layer: Layer, form: str | None, a: Tensor, e: Tensor, a2: Tensor, e2: Tensor
     ):
-        self.layer, self.form = layer, form
+        self.layer, self.form, self.shape = layer, form, e2.shape
         self.a, self.a2, self.e, self.e2 = self.prepared(a, a2, e, e2.detach())
         self.raw2 = self.a2.detach()
         self.kept, triples = [], []
@@ -125,7 +125,7 @@ class Matrices(Pair):
                 more = self.spread(al[:, 0] * g + be[:, 0] * d, e2)
                 out = more if out is None else out + more
             of_e[rows] = out
-        return of_a, of_e
+        return of_a, of_e.reshape(self.shape)
 
     direct = False  # whether gradients and apply work without unfolded inputs
 
