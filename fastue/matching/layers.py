@@ -144,7 +144,7 @@ def normalised(module: nn.Module, x: Tensor) -> Tensor:
         return F.instance_norm(x, eps=module.eps)
     shape = (1, -1, *[1] * (x.dim() - 2))
     scale = (module.running_var + module.eps).rsqrt()
-    return (x - module.running_mean.view(shape)) * scale.view(shape)
+    return (x - module.running_mean.view(shape)).mul_(scale.view(shape))
 
 
 def is_last(module: nn.Module) -> bool:
