@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,8 @@ class GradientTarget:
 
     GradientTarget(model, loss, x, y, ...)(x_perturbed) is gradient_match(model, loss, x,
     x_perturbed, y, ...); the clean passes are made once. The weights must not change in between
-    (UsageError). It keeps the inputs and errors of the layers, not gradients; max_bytes is for what comes on top.
+    (UsageError). It keeps the inputs and errors of the layers, not gradients; max_bytes is for what
+    comes on top. After a call per sample `plan` says for each layer in which form it was compared.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class GradientTarget:
         self.parts = [(part, y[part]) for part in _slices(len(x), rows)]
         self.layers = layers_of(model, by_sample=per_sample or len(self.parts) > 1)
         self.versions = self._versions()
+        self.plan: list[Planned] = []  # of the last call, per sample
         with torch.enable_grad():
             if per_sample:
                 self.clean = [self._clean(x[part].detach(), y) for part, y in self.parts]
@@ -134,7 +136,7 @@ class GradientTarget:
 
     def _clean(self, x: Tensor, y: Tensor) -> "_Clean":
         passing = _Pass(self.layers, self.model, x)
-        check_uses(passing.logits, self.layers)
+        check_uses(passing.logits, self.layers, [edge is not None for edge in passing.edges])
         slope = self._slope(passing.logits, y, False)
         size = _largest(slope)
         scale = _power(size)
@@ -157,7 +159,8 @@ class GradientTarget:
         with constant(self.model):
             passing = _Pass(self.layers, self.model, x)
             slope = self._slope(passing.logits, y, wanted)
-            scale = self._matching_scale(clean, _largest(slope.detach()))
+            size = _largest(slope.detach())
+            scale = self._matching_scale(clean, size)
             errors = passing.errors(slope * _rows(scale, slope), wanted)
         pairs: list[tuple[Pair, Tensor]] = []
         for i, layer in enumerate(self.layers):
@@ -168,8 +171,12 @@ class GradientTarget:
                 made = pair(layer, self.form, before, (passing.inputs[i], errors[i]))
                 pairs.append((made, errors[i]))
         del passing, errors
+        self.plan = [Planned(made.layer.name, made.form, *made.sizes) for made, _ in pairs]
+        alive = size > 0
+        if self.by_layer:
+            alive = torch.stack([e2.detach().flatten(1).any(1) for _, e2 in pairs])
         triples = torch.stack([made.triple for made, _ in pairs]).requires_grad_(wanted)
-        value = self._value(triples, clean.scale, scale)
+        value = self._value(triples, alive, clean.scale, scale)
         if not wanted:
             return value, None
         (bars,) = torch.autograd.grad(value.sum(), triples)
@@ -193,12 +200,13 @@ class GradientTarget:
         ratio = torch.where(clean.size > 0, clean.size * clean.scale, 1.0)
         return torch.where(near, clean.scale, _power(size / ratio))
 
-    def _value(self, triples: Tensor, scale: Tensor, scale2: Tensor) -> Tensor:
-        """float64 [L, B, 3] -> [B]."""
+    def _value(self, triples: Tensor, alive: Tensor, scale: Tensor, scale2: Tensor) -> Tensor:
+        """float64 [L, B, 3] -> [B]; not alive: the perturbed gradient is zero."""
         if not self.by_layer:
             triples = triples.sum(0, keepdim=True)
         scale, scale2 = scale.double(), scale2.double()
-        return _distance(triples, self.distance, self.norm_weight, scale, scale2).mean(0)
+        settings = self.distance, self.norm_weight
+        return _distance(triples, alive, *settings, scale, scale2).mean(0)
 
     # --- a whole batch
 
@@ -241,7 +249,7 @@ class GradientTarget:
         )
         triples = triples[:, None].requires_grad_(wanted)
         one = triples.new_ones(1)
-        value = self._value(triples, one, one)[0]
+        value = self._value(triples, one > 0, one, one)[0]
         if not wanted:
             return value, None
         (bars,) = torch.autograd.grad(value, triples)
@@ -262,6 +270,17 @@ class GradientTarget:
         place = {parameter: i for i, parameter in enumerate(self._parameters())}
         own = [list(layer.module.parameters(recurse=False)) for layer in self.layers]
         return [[place.pop(p) for p in ps if p in place] for ps in own]
+
+
+class Planned(NamedTuple):
+    """How a layer is worked on: T positions, p outs and d numbers deep, of each of its groups."""
+
+    layer: str
+    form: str  # ghost, materialised, or vector (a norm)
+    groups: int
+    positions: int
+    outs: int
+    depth: int
 
 
 @dataclass
@@ -341,6 +360,8 @@ class _Pass:
         self.layers, self.samples = layers, len(x)
         self.inputs: list[Tensor] = [x.new_zeros(0)] * len(layers)
         self.edges: list = [None] * len(layers)
+        if x.dim() == 4 and x.device.type == "cpu":  # the faster convolutions
+            x = x.contiguous(memory_format=torch.channels_last)
         with linear(model), self._hooks():
             self.logits = model(x)
         if not isinstance(self.logits, Tensor) or len(self.logits) != len(x):
@@ -388,14 +409,14 @@ class _Pass:
 
 
 def _distance(
-    triples: Tensor, kind: str, norm_weight: float, scale: Tensor, scale2: Tensor
+    triples: Tensor, alive: Tensor, kind: str, norm_weight: float, scale: Tensor, scale2: Tensor
 ) -> Tensor:
     """[..., B, 3] -> [..., B]; the gradients were multiplied by scale and scale2."""
     n, q, m = triples.unbind(-1)
     if kind == "l2":
         return m / scale**2
     n2 = n + 2 * q + m
-    zero = (n <= 0) | (n2 <= 0)
+    zero = (n <= 0) | (n2 <= 0) | ~alive
     n, n2 = torch.where(zero, 1.0, n), torch.where(zero, 1.0, n2)
     g, h = n.sqrt(), n2.sqrt()
     value = (m - ((2 * q + m) / (g + h)) ** 2) / (2 * g * h)

@@ -62,7 +62,9 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, settings: tuple) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.contiguous(memory_format=torch.channels_last)  # once for three uses
+        ctx.save_for_backward(x, weight.detach())
         ctx.settings = settings
         return _forward(x, weight, bias, settings)
 
@@ -71,7 +73,7 @@ class _Convolve(torch.autograd.Function):
         of_x = None
         if ctx.needs_input_grad[0]:
             x, weight = ctx.saved_tensors
-            of_x = _Transposed.apply(outer, x.detach(), weight.detach(), ctx.settings)
+            of_x = _Transposed.apply(outer, x.detach(), weight, ctx.settings)
         return of_x, None, None, None
 
 

@@ -83,21 +83,22 @@ def _check_statistics(module: nn.Module, label: str) -> None:
 
 
 def _check_dropout(module: nn.Module, label: str) -> None:
-    dropped = getattr(module, "drop_prob", None)
+    dropped = getattr(module, "drop_prob", getattr(module, "dropout", None))
     if isinstance(module, nn.modules.dropout._DropoutNd):
         dropped = module.p
-    if dropped and module.training:
+    if isinstance(dropped, float) and dropped and module.training:
         raise UsageError(f"model: {label} is active; call model.eval()")
 
 
-def check_uses(logits: Tensor, layers: Iterable[Layer]) -> None:
-    """Every parameter reaches the loss through one call of its own layer."""
-    wanted = {}
-    for layer in layers:
+def check_uses(logits: Tensor, layers: Iterable[Layer], called: Iterable[bool]) -> None:
+    """Every parameter reaches the logits through one call of its own layer, or not at all."""
+    names, most, uses = {}, {}, {}
+    for layer, once in zip(layers, called, strict=True):
         for key in ("weight", "bias"):
             if getattr(layer, key):
-                wanted[getattr(layer.module, key)] = f"{layer.name}.{key}"
-    uses = dict.fromkeys(wanted, 0)
+                parameter = getattr(layer.module, key)
+                names[parameter] = f"{layer.name}.{key}"
+                most[parameter], uses[parameter] = int(once), 0
     seen, todo = set(), [logits.grad_fn]
     while todo:
         node = todo.pop()
@@ -110,10 +111,11 @@ def check_uses(logits: Tensor, layers: Iterable[Layer]) -> None:
                 uses[variable] += 1
             todo.append(following)
     for parameter, count in uses.items():
-        if count > 1:
+        if count > most[parameter]:
             raise UsageError(
-                f"model: {wanted[parameter]} is used {count} times in one pass; a layer may be "
-                "called once"
+                f"model: {names[parameter]} is used {count} times in one pass, and its layer is "
+                f"called {('never', 'once')[most[parameter]]}; a parameter may be used once, by "
+                "its layer"
             )
 
 
@@ -142,7 +144,7 @@ def normalised(module: nn.Module, x: Tensor) -> Tensor:
         return F.instance_norm(x, eps=module.eps)
     shape = (1, -1, *[1] * (x.dim() - 2))
     scale = (module.running_var + module.eps).rsqrt()
-    return (x - module.running_mean.view(shape)) * scale.view(shape)
+    return (x - module.running_mean.view(shape)).mul_(scale.view(shape))
 
 
 def is_last(module: nn.Module) -> bool:

@@ -13,12 +13,22 @@ positions:
     ghost         Grams over positions: <g, g> = sum (a^T a) o (e^T e)   5 T^2 (p + d)
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastue.matching.forwards import convolution_backward
-from fastue.matching.layers import LINEAR, Layer, embedded, is_last, normalised, padded
+from fastue.matching.layers import (
+    CONVOLUTIONS,
+    LINEAR,
+    Layer,
+    embedded,
+    is_last,
+    normalised,
+    padded,
+)
 
 # Bytes of unfolded input that are worked on at a time: what a CPU's caches hold, what fills a GPU.
 CHUNK = {"cpu": 4 << 20}
@@ -28,14 +38,14 @@ CHUNK_ELSEWHERE = 256 << 20
 def pair(layer: Layer, form: str | None, clean: tuple, perturbed: tuple) -> "Pair":
     """`clean` and `perturbed` are (input, error) of the layer; the errors have a first axis of
     samples."""
-    kinds = {nn.Embedding: Tokens}
-    if type(layer.module) in LINEAR:
-        kind = Linear
-    elif isinstance(layer.module, (nn.Conv1d, nn.Conv2d)):
-        kind = Convolution
+    kind = type(layer.module)
+    if kind in LINEAR:
+        made: type = Linear
+    elif kind in CONVOLUTIONS:
+        made = Convolution
     else:
-        kind = kinds.get(type(layer.module), Norm)
-    return kind(layer, form, *clean, *perturbed)
+        made = Tokens if kind is nn.Embedding else Norm
+    return made(layer, form, *clean, *perturbed)
 
 
 class Pair:
@@ -52,7 +62,7 @@ class Matrices(Pair):
     def __init__(
         self, layer: Layer, form: str | None, a: Tensor, e: Tensor, a2: Tensor, e2: Tensor
     ):
-        self.layer, self.form = layer, form
+        self.layer, self.form, self.shape = layer, form, e2.shape
         self.a, self.a2, self.e, self.e2 = self.prepared(a, a2, e, e2.detach())
         self.raw2 = self.a2.detach()
         self.kept, triples = [], []
@@ -125,7 +135,7 @@ class Matrices(Pair):
                 more = self.spread(al[:, 0] * g + be[:, 0] * d, e2)
                 out = more if out is None else out + more
             of_e[rows] = out
-        return of_a, of_e
+        return of_a, of_e.reshape(self.shape)
 
     direct = False  # whether gradients and apply work without unfolded inputs
 
@@ -223,11 +233,12 @@ class Convolution(Matrices):
         if not self.direct:
             return super().gradients(a, da, e, de, e2)
         g, d = (a.new_empty(len(a), *self._shape()) for _ in range(2))
-        inputs, errors = torch.stack([da, a], 1).contiguous(), torch.stack([e2, de], 1).contiguous()
-        a, e = a.contiguous(), e.contiguous()
+        e = e.contiguous()
+        inputs, errors = (x.new_empty(len(x), 2, *x.shape[1:]) for x in (a, e))
+        inputs[:, 0], inputs[:, 1], errors[:, 0], errors[:, 1] = da, a, e2, de
         weight = self._weights(g[:1])[0]
         for i in range(len(a)):
-            g[i] = self._backward(e[i : i + 1], a[i : i + 1], weight, 1).view_as(g[i])
+            g[i] = self._backward(e[i : i + 1], inputs[i, 1:], weight, 1).view_as(g[i])
             d[i] = self._backward(errors[i], inputs[i], weight, 1).view_as(d[i])
         return g, d
 
@@ -259,55 +270,49 @@ class Convolution(Matrices):
 
 
 class Norm(Pair):
-    """Of a norm's weight and bias, whose gradients are vectors [B, C]."""
+    """Of a norm's weight and bias, whose gradients are vectors: [B, C] with axes of length 1."""
 
     def __init__(
         self, layer: Layer, form: str | None, a: Tensor, e: Tensor, a2: Tensor, e2: Tensor
     ):
         module = layer.module
-        self.layer, self.form, self.like = layer, "vector", e2
-        self.channels = len(module.normalized_shape) if is_last(module) else 1
+        self.layer, self.form = layer, "vector"
         self.a2 = normalised(module, a2)
-        x, x2 = self._view(normalised(module, a)), self._view(self.a2.detach())
-        e, self.e2, self.x2 = self._view(e), self._view(e2.detach()), x2
+        x, self.x2, self.e2 = normalised(module, a), self.a2.detach(), e2.detach()
+        # The axes of positions: those before the channels, or behind them.
+        self.axes = list(range(2, e.dim()))
+        if is_last(module):
+            self.axes = list(range(1, e.dim() - len(module.normalized_shape)))
+        positions = math.prod(e.shape[axis] for axis in self.axes)
+        self.sizes = 1, positions, 1, e[0].numel() // positions
         de = self.e2 - e
         self.triple, self.parts = 0, []
-        self.sizes = 1, x.shape[self.axis], 1, x.shape[3 - self.axis]
-        if layer.weight:
-            g = (e * x).sum(self.axis)
-            d = torch.addcmul(de * x, self.e2, x2 - x).sum(self.axis)
-            self.triple = _triple(g, d)
-            self.parts.append((g, d))
         if layer.bias:
-            g, d = e.sum(self.axis), de.sum(self.axis)
-            self.triple = self.triple + _triple(g, d)
-            self.parts.append((g, d))
+            self._add(e, de)
+        if layer.weight:
+            difference = (self.x2 - x).mul_(self.e2).addcmul_(de, x)
+            self._add(e * x, difference)
 
-    def _view(self, x: Tensor) -> Tensor:
-        """[B, positions, C] or [B, C, positions], whichever copies nothing."""
-        if is_last(self.layer.module):
-            self.axis = 1
-            return x.flatten(x.dim() - self.channels).reshape(
-                len(x), -1, x[0].numel() // max(1, self._positions(x))
-            )
-        self.axis = 2
-        return x.reshape(len(x), x.shape[1], -1)
-
-    def _positions(self, x: Tensor) -> int:
-        return x.shape[1 : x.dim() - self.channels].numel()
+    def _add(self, g: Tensor, d: Tensor) -> None:
+        if self.axes:
+            g, d = g.sum(self.axes, keepdim=True), d.sum(self.axes, keepdim=True)
+        self.triple = self.triple + _triple(g, d)
+        self.parts.append((g, d))
 
     def cotangents(self, qbar: Tensor, mbar: Tensor) -> tuple[Tensor | None, Tensor]:
-        al, be = qbar.to(self.e2.dtype)[:, None], 2 * mbar.to(self.e2.dtype)[:, None]
-        vs = [(al * g + be * d).unsqueeze(self.axis) for g, d in self.parts]
+        shape = (-1, *[1] * (self.e2.dim() - 1))
+        al, be = (bar.to(self.e2.dtype).view(shape) for bar in (qbar, 2 * mbar))
         of_a = of_e = None
         if self.layer.weight:
-            v = vs.pop(0)
-            of_a = (v * self.e2).view(self.like.shape) if self.a2.requires_grad else None
+            g, d = self.parts.pop()
+            v = al * g + be * d
+            of_a = v * self.e2 if self.a2.requires_grad else None
             of_e = v * self.x2
         if self.layer.bias:
-            v = vs.pop(0)
-            of_e = v.expand_as(self.e2) if of_e is None else of_e + v
-        return of_a, of_e.reshape(self.like.shape)
+            g, d = self.parts.pop()
+            v = al * g + be * d
+            of_e = v.expand_as(self.e2) if of_e is None else of_e.add_(v)
+        return of_a, of_e
 
 
 class Tokens(Pair):
