@@ -274,10 +274,12 @@ def table(rows: list[dict]) -> str:
     for name, members in sorted(groups.items(), key=lambda g: (g[0][0], order.index(g[0][1]), g)):
         lets_in = name[1] in ("clean", "authorized", "clean-projected")
         best = [float(row["best"]) for row in members]
-        below = [control[tuple(row[k] for k in same)] - float(row["best"]) for row in members]
-        worst, gap = (min(best), max(below)) if lets_in else (max(best), min(below))
+        worst, gap = min(best) if lets_in else max(best), "-"
+        if all(tuple(row[k] for k in same) in control for row in members):
+            below = [control[tuple(row[k] for k in same)] - float(row["best"]) for row in members]
+            gap = f"{max(below) if lets_in else min(below):.1f}"
         cells = (*name, len(members), f"{sum(best) / len(best):.1f}", f"**{worst:.1f}**")
-        lines.append("| " + " | ".join(map(str, (*cells, f"{gap:.1f}"))) + " |")
+        lines.append("| " + " | ".join(map(str, (*cells, gap))) + " |")
     return "\n".join(lines)
 
 
