@@ -233,7 +233,8 @@ class OpSpec:
         """The function that runs this call. A backend named by the user runs or raises
         BackendError."""
         wanted = chosen_backend()
-        key = (wanted, frozenset([(t.device, t.dtype) for t in tensors_of(args)]))
+        of_each = [frozenset([(t.device, t.dtype) for t in tensors_of([a])]) for a in args]
+        key = (wanted, *of_each)
         function = self._chosen.get(key)
         if function is None:
             function = self._chosen[key] = self._choose(wanted, args)
