@@ -20,7 +20,7 @@ __device__ FASTUE_INLINE Gram fill(Pair& left, Pair& right, const float* x1, con
     left.load(x1, x2, k, rows, t, places);
     right.load(x1, x2, k, rows, u, places);
     __syncthreads();
-#pragma unroll 2
+#pragma unroll 4
     for (int i = 0; i < kDepth; ++i) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
