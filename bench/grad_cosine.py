@@ -110,7 +110,9 @@ def main() -> int:
                    rounds=given.rounds, load=f"{os.getloadavg()[0]:.1f}", **about)  # fmt: skip
         rows.append({field: row.get(field, "") for field in FIELDS})
         times_fused = quantiles(times[name])[1] / own
-        print(f"{name:<13} p20 {p20} p50 {p50} p80 {p80} ms {times_fused:5.2f}x fused, peak {peak} MiB")
+        print(
+            f"{name:<13} p20 {p20} p50 {p50} p80 {p80} ms {times_fused:5.2f}x fused, peak {peak} MiB"
+        )
     if not given.dry_run:
         print(write(rows, about["device"]))
     return 0

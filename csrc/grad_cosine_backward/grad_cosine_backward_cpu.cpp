@@ -1,5 +1,5 @@
-// grad_cosine_backward on the CPU: tile by tile, from the last to the first, since what grad_cosine read last may still
-// be in the cache. The definition is fastue/ops/grad_cosine_backward/reference.py.
+// grad_cosine_backward on the CPU: one pass, tile by tile. The definition is
+// fastue/ops/grad_cosine_backward/reference.py.
 #include "../common/cosine.h"
 #include "../common/lists.h"
 #include "../common/philox_v3.h"
@@ -36,13 +36,12 @@ FASTUE_V3 void weigh_v3(const Weights& weights, const float* g, const float* h, 
 // Not past the cache: v is read next, and no machine at hand was faster for it.
 void write_tiles(const Job& job, int64_t begin, int64_t end) {
   alignas(64) float targets[kTile], sources[kTile], v[kTile];
-  const int64_t last = job.tiles.back() - 1;
-  size_t p = std::upper_bound(job.tiles.begin(), job.tiles.end(), last - begin) - job.tiles.begin() - 1;
+  size_t p = std::upper_bound(job.tiles.begin(), job.tiles.end(), begin) - job.tiles.begin() - 1;
   for (int64_t j = begin; j < end; ++j) {
-    while (last - j < job.tiles[p]) --p;
+    while (j >= job.tiles[p + 1]) ++p;
     const Pair& pair = job.pairs[p];
     const Shape shape{1, pair.size, false};
-    const Tile t = shape.tile(0, last - j - job.tiles[p]);
+    const Tile t = shape.tile(0, j - job.tiles[p]);
     const float* g = load({const_cast<void*>(pair.g), job.type, false}, shape, t, targets);
     const float* h = load({const_cast<void*>(pair.h), job.type, false}, shape, t, sources);
     const bool direct = job.type == Type::f32;

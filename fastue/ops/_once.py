@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 
 
-def once(
-    op: str, gradients: list[torch.Tensor], of: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
+def once(op: str, gradients: list[torch.Tensor], of: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What a backward returns: the gradients, which depend on the tensors `of`. To differentiate
     them raises RuntimeError. (torch's once_differentiable takes no lists, and sees only whether the
     incoming gradient is to be differentiated.)"""

@@ -114,9 +114,7 @@ def test_a_second_derivative_raises(of):
     lists = pair(0.1)
     for t in lists[of]:
         t.requires_grad_()
-    first = torch.autograd.grad(
-        fastue.ops.grad_cosine(*lists).sum(), lists[of], create_graph=True
-    )
+    first = torch.autograd.grad(fastue.ops.grad_cosine(*lists).sum(), lists[of], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         torch.autograd.grad(first[0].sum(), lists[of], allow_unused=True)
 

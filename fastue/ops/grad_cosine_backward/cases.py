@@ -15,7 +15,9 @@ def cases(g: torch.Generator, dtype: torch.dtype) -> dict:
     """Those of grad_cosine; the weights go with the size of the gradients."""
     found = pairs.cases(g, dtype)
     ends = {"huge": (0.0, 1e-30, -1e-31), "tiny": (0.0, -1e40, 1e41)}  # beyond float32
-    all_of_h = {name: _args(given, ends.get(name, (0.3, -1.7, 0.6))) for name, given in found.items()}
+    all_of_h = {
+        name: _args(given, ends.get(name, (0.3, -1.7, 0.6))) for name, given in found.items()
+    }
     names = ("odd", "near", "many", "mixed")
     of_g = {f"targets_{name}": _args(found[name], (-0.4, 0.9, 2.2), True) for name in names}
     special = pairs.lists(g, dtype, [(50,), (9, 4)])
