@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
+from fastue import ops
 from fastue.core.errors import UsageError
 from fastue.matching.forwards import linear
 from fastue.matching.layers import Layer, check_uses, constant, layers_of
@@ -244,9 +245,7 @@ class GradientTarget:
         else:
             h = self._batch_gradients(x)
         groups = self._groups() if self.by_layer else [range(len(h))]
-        triples = torch.stack(
-            [grad_triple([self.g[i] for i in group], [h[i] for i in group]) for group in groups]
-        )
+        triples = torch.stack([ops.grad_cosine(*self._of(group, h)) for group in groups])
         triples = triples[:, None].requires_grad_(wanted)
         one = triples.new_ones(1)
         value = self._value(triples, one > 0, one, one)[0]
@@ -254,9 +253,10 @@ class GradientTarget:
             return value, None
         (bars,) = torch.autograd.grad(value, triples)
         cotangents = list(h)
-        for (_, qbar, mbar), group in zip(bars[:, 0].tolist(), groups, strict=True):
-            for i in group:
-                cotangents[i] = qbar * self.g[i] + 2 * mbar * (h[i] - self.g[i])
+        for bar, group in zip(bars[:, 0], groups, strict=True):
+            found = ops.grad_cosine_backward(*self._of(group, h), bar, targets=False)
+            for i, cotangent in zip(group, found, strict=True):
+                cotangents[i] = cotangent
         if alone:
             return value.detach(), _back(live, x, cotangents)
         gradients = []
@@ -264,6 +264,10 @@ class GradientTarget:
             rows = x[part].requires_grad_()
             gradients.append(_back(self._gradients(rows, y, True), rows, cotangents))
         return value.detach(), torch.cat(gradients)
+
+    def _of(self, group, h: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The clean gradients of these parameters, and theirs among `h`."""
+        return [self.g[i] for i in group], [h[i] for i in group]
 
     def _groups(self) -> list[list[int]]:
         """Which parameters make a layer."""
@@ -438,15 +442,3 @@ def _power(size: Tensor) -> Tensor:
 
 def _rows(factors: Tensor, like: Tensor) -> Tensor:
     return factors.view(-1, *[1] * (like.dim() - 1))
-
-
-def grad_triple(g: list[Tensor], h: list[Tensor]) -> Tensor:
-    """n = |g|^2, q = <g, h - g>, m = |h - g|^2 over two lists of tensors, float64 [3]."""
-    total = torch.zeros(3, dtype=torch.float64, device=g[0].device)
-    for one, other in zip(g, h, strict=True):
-        one, other = one.double(), other.double()
-        difference = other - one
-        total += torch.stack([
-            (one * one).sum(), (one * difference).sum(), (difference * difference).sum(),
-        ])  # fmt: skip
-    return total

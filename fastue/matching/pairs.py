@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastue import ops
 from fastue.matching.forwards import convolution_backward
 from fastue.matching.layers import (
     CONVOLUTIONS,
@@ -81,9 +82,7 @@ class Matrices(Pair):
             ghost = width * (outs + depth) <= outs * depth
             self.form = "ghost" if ghost else "materialised"
         size = 2 * (self.raw2[0].numel() + errors.numel())
-        if self.form == "ghost":
-            size += 2 * columns.numel() + 6 * groups * width * width
-        elif not self.direct:
+        if self.form == "ghost" or not self.direct:
             size += 2 * columns.numel()
         limit = CHUNK.get(columns.device.type, CHUNK_ELSEWHERE)
         step = max(1, limit // (size * columns.element_size()))
@@ -95,9 +94,7 @@ class Matrices(Pair):
         da, de = self.raw2[rows] - a, e2 - e
         total, kept, sums = 0, None, None
         if self.layer.weight and self.form == "ghost":
-            matrices = self.columns(a), self.columns(da), self.errors(e), self.errors(de)
-            triple, kept = ghost(*matrices)
-            total = triple.view(len(a), -1, 3).sum(1)
+            total = ops.ghost_pair(*self._matrices(rows)).view(len(a), -1, 3).sum(1)
         elif self.layer.weight:
             kept = self.gradients(a, da, e, de, e2)
             total = _triple(*kept)
@@ -111,18 +108,16 @@ class Matrices(Pair):
         wanted = self.a2.requires_grad and self.layer.weight
         of_a = torch.empty_like(self.raw2) if wanted else None
         of_e = torch.empty_like(self.e2)
-        qbar, mbar = qbar.to(of_e.dtype), 2 * mbar.to(of_e.dtype)
+        alphas, betas = (bar.to(of_e.dtype).view(-1, 1, 1) for bar in (qbar, 2 * mbar))
         while self.kept:
             rows, (kept, sums) = self.kept.pop()
-            al, be = qbar[rows].view(-1, 1, 1), mbar[rows].view(-1, 1, 1)
+            al, be = alphas[rows], betas[rows]
             a2, e2 = self.raw2[rows], self.e2[rows]
             inner = out = None
             if self.layer.weight and self.form == "ghost":
-                a, e = self.a[rows], self.e[rows]
-                matrices = self.columns(a), self.columns(a2 - a), self.errors(e), self.errors(e2)
-                groups = self.sizes[0]
-                bars = al.repeat_interleave(groups, 0), be.repeat_interleave(groups, 0)
-                inner, out = ghost_cotangents(kept, *matrices, *bars, wanted)
+                grad = torch.stack([torch.zeros_like(qbar[rows]), qbar[rows], mbar[rows]], 1)
+                grad = grad.repeat_interleave(self.sizes[0], 0)
+                inner, out = ops.ghost_pair_backward(grad, *self._matrices(rows))
                 inner = self.fold(inner, a2) if wanted else None
                 out = self.unerrors(out, e2)
             elif self.layer.weight:
@@ -136,6 +131,11 @@ class Matrices(Pair):
                 out = more if out is None else out + more
             of_e[rows] = out
         return of_a, of_e.reshape(self.shape)
+
+    def _matrices(self, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the op ghost_pair."""
+        a, e, a2, e2 = self.a[rows], self.e[rows], self.raw2[rows], self.e2[rows]
+        return self.columns(a), self.errors(e), self.columns(a2), self.errors(e2)
 
     direct = False  # whether gradients and apply work without unfolded inputs
 
@@ -338,7 +338,7 @@ class Tokens(Pair):
 
     def cotangents(self, qbar: Tensor, mbar: Tensor) -> tuple[None, Tensor]:
         al, be = (x.to(self.e.dtype).view(-1, 1, 1) for x in (qbar, 2 * mbar))
-        _, of_e = ghost_cotangents(self.kept, None, None, self.e, self.e2, al, be, False)
+        of_e = error_cotangent(self.kept, self.e, self.e2, al, be)
         return None, of_e.mT.reshape(self.like.shape)
 
 
@@ -351,11 +351,6 @@ def _triple(g: Tensor, d: Tensor) -> Tensor:
 
 def error_grams(e: Tensor, de: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return e.mT @ e, e.mT @ de, de.mT @ de
-
-
-def ghost(a: Tensor, da: Tensor, e: Tensor, de: Tensor) -> tuple[Tensor, tuple]:
-    """Triple and Grams, for [N, d, T] twice and [N, p, T] twice."""
-    return gram_triple(*error_grams(a, da), *error_grams(e, de))
 
 
 def gram_triple(aa, ad, dd, ee, ed, dede) -> tuple[Tensor, tuple]:
@@ -371,14 +366,7 @@ def _sum(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).flatten(1).sum(1, dtype=torch.float64)
 
 
-def ghost_cotangents(
-    grams: tuple, a: Tensor, da: Tensor, e: Tensor, e2: Tensor, al: Tensor, be: Tensor, wanted: bool
-) -> tuple[Tensor | None, Tensor]:
-    """v^T e2 if it is wanted, and v a2, of v = al g + be d."""
-    aa, ad, dd, ee, ed, dede = grams
-    of_a = None
-    if wanted:
-        both = ee + ed
-        of_a = a @ (al * both + be * (ed.mT + dede)) + da @ (be * (both + ed.mT + dede))
-    of_e = (al * e + be * (e2 - e)) @ (aa + ad) + e2 @ (be * (ad.mT + dd))
-    return of_a, of_e
+def error_cotangent(grams: tuple, e: Tensor, e2: Tensor, al: Tensor, be: Tensor) -> Tensor:
+    """v a2, of v = al g + be d."""
+    aa, ad, dd, *_ = grams
+    return (al * e + be * (e2 - e)) @ (aa + ad) + e2 @ (be * (ad.mT + dd))

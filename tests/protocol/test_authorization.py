@@ -30,7 +30,9 @@ def test_members_of_weights(tmp_path):
     assert by_name.keys() == {"authorized", "none", *ATTACKS}
     assert archs[0] == "cnn-w8" and len(archs) == 4, "at least three other architectures"
     assert by_name["authorized"].archs == ("cnn-w8",) and not by_name["none"].archs
-    more, _ = authorization.suite(weights(tmp_path / "b.safetensors", frozen=1), (), "cpu", aux=True)
+    more, _ = authorization.suite(
+        weights(tmp_path / "b.safetensors", frozen=1), (), "cpu", aux=True
+    )
     assert {member.name for member in more} == {*by_name, "wrong-key", "fine-tuning"}
     versions = {member.version for member in (members[0], more[0])}
     assert len(versions) == 2, "a row of one file is no row of another"
