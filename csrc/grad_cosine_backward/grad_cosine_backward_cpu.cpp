@@ -33,7 +33,7 @@ FASTUE_V3 void weigh_v3(const Weights& weights, const float* g, const float* h, 
 }
 #endif
 
-// Not past the cache: v is read next, and no machine at hand was faster for it.
+// Not past the cache: v is read next.
 void write_tiles(const Job& job, int64_t begin, int64_t end) {
   alignas(64) float targets[kTile], sources[kTile], v[kTile];
   size_t p = std::upper_bound(job.tiles.begin(), job.tiles.end(), begin) - job.tiles.begin() - 1;
