@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastue
+from fastue.matching import pairs
 from fastue.models import build
 
 from . import loop
@@ -128,6 +129,29 @@ def test_144_convolutions(form):
     for settings in ZOO:
         model = wrapped(nn.Conv2d(3, 4, **settings), nn.Conv2d(2, 3, 1), x.shape[1:])
         check(model, x, x2, y, form=form)
+
+
+
+def test_unfolded_as_on_a_gpu(monkeypatch):
+    """There materialised gradients are made of unfolded inputs, not one sample at a time."""
+    prepared = pairs.Convolution.prepared
+
+    def unfolding(self, *tensors):
+        found = prepared(self, *tensors)
+        self.direct = False
+        return found
+
+    monkeypatch.setattr(pairs.Convolution, "prepared", unfolding)
+    monkeypatch.setattr(pairs.Convolution, "_backward", None)  # nothing takes the other way
+    x, x2, y = perturbed((2, 7, 6))
+    for settings in [*ZOO[::7], dict(kernel_size=3, groups=1, padding=2)]:
+        model = wrapped(nn.Conv2d(3, 4, **settings), nn.Conv2d(2, 3, 1), x.shape[1:])
+        check(model, x, x2, y, form="materialised")
+    x, x2, y = perturbed((4, 7, 6))
+    for settings in GROUPED:
+        model = wrapped(nn.Conv2d(4, **settings), nn.Conv2d(4, 4, 1), x.shape[1:])
+        check(model, x, x2, y, form="materialised")
+    check(trained("cnn-w4"), *pictures(), form="materialised")
 
 
 GROUPED = [
