@@ -21,6 +21,7 @@ class Clock:
     def __init__(self, device: torch.device | None = None, *, running: bool = False):
         self.device, self.running = device, running
         self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []  # lines for people, told below the times
         self.started = time.perf_counter()
 
     @contextlib.contextmanager
@@ -52,9 +53,8 @@ class Clock:
         total = time.perf_counter() - self.started
         spans = sorted(self.seconds.items(), key=lambda span: -span[1])
         spans.append(("other", total - sum(self.seconds.values())))
-        return "\n".join(
-            f"{name:<12} {spent:8.2f} s {100 * spent / total:5.1f} %" for name, spent in spans
-        )
+        lines = [f"{name:<12} {spent:8.2f} s {100 * spent / total:5.1f} %" for name, spent in spans]
+        return "\n".join(lines + self.notes)
 
     def _wait(self) -> None:
         if self.device is not None and self.device.type == "cuda":

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fastue.core.clock import Clock
     from fastue.data.dataset import ImageDataset
     from fastue.methods.loop import Surrogate
     from fastue.methods.uge_run import Clean
@@ -50,6 +51,7 @@ else:
     torch = lazy("torch")
 
 F = lazy("torch.nn.functional")
+core = lazy("fastue.core.clock")
 dataset = lazy("fastue.data.dataset")
 feature_spaces = lazy("fastue.models.features")
 keyed = lazy("fastue.data.keyed")
@@ -184,26 +186,39 @@ def uge(
 ) -> Perturbation:
     """The noise for `data`, on the device `data` is on."""
     c, checkpoint = config.on(data.device), checkpoint or Checkpointer(None)
-    clean = uge_run.Clean(data, c, checkpoint.folder, progress)
+    clock = clock or core.Clock()
+    with clock("clean"):
+        clean = uge_run.Clean(data, c, checkpoint.folder, progress)
     noise = (uge_run.FreeNoise if c.free else uge_run.GeneratedNoise)(data, c)
     run = uge_run.Run(data, c, noise, checkpoint, progress)
-    losses = Losses(c, clean, data, run.hackers)
+    losses = Losses(c, clean, data, run.hackers, clock)
 
     for batch, (x, y, index) in run.batches():
         shown = noise.shown(x, index, y).detach().requires_grad_()
         values = losses(x, shown, y, batch)
         scale = run.scale(values)
         total = sum(weight / scale[name] * values[name] for name, weight in c.terms().items())
-        (gradient,) = torch.autograd.grad(total, shown)
-        noise.move(gradient, y, index, left=1 - batch / (c.sweeps * run.per_sweep))
+        with clock("gradient"):  # but that of gm, which is made with its value
+            (gradient,) = torch.autograd.grad(total, shown)
+        with clock("noise"):
+            noise.move(gradient, y, index, left=1 - batch / (c.sweeps * run.per_sweep))
+    clock.notes += losses.plan
     return run.result(clean)
 
 
 class Losses:
     """The terms of pictures x' float32 [B,C,H,W] beside their originals x (both in [0,1])."""
 
-    def __init__(self, c: UGEConfig, clean: Clean, data: ImageDataset, hackers: list[Surrogate]):
-        self.c, self.clean, self.hackers = c, clean, hackers
+    def __init__(
+        self,
+        c: UGEConfig,
+        clean: Clean,
+        data: ImageDataset,
+        hackers: list[Surrogate],
+        clock: Clock,
+    ):
+        self.c, self.clean, self.hackers, self.clock = c, clean, hackers, clock
+        self.plan: list[str] = []  # how the gradients of each layer are compared
         self.classes = data.num_classes
         if "fd" in c.terms():
             self.features = (
@@ -217,7 +232,11 @@ class Losses:
                 self.elsewhere = int(shift)  # a permutation of the classes without a fixed point
 
     def __call__(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> dict[str, Tensor]:
-        return {name: getattr(self, name)(x, shown, y, number) for name in self.c.terms()}
+        found = {}
+        for name in self.c.terms():
+            with self.clock(name):
+                found[name] = getattr(self, name)(x, shown, y, number)
+        return found
 
     def gm(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> Tensor:
         """Gradient matching at a weight of each authorized network's trajectory."""
@@ -226,17 +245,22 @@ class Losses:
         total = 0.0
         for trajectory in self.clean.trajectories:
             theta = trajectory[int(generator.integers(len(trajectory)))]
-            distance = matching.gradient_match(
+            each = c.level == "sample"
+            target = matching.GradientTarget(
                 theta,
-                _each if c.level == "sample" else F.cross_entropy,
+                _each if each else F.cross_entropy,
                 x,
-                shown,
                 y,
-                per_sample=c.level == "sample",
+                each,
                 layers=c.layerwise,
                 norm_weight=c.norm_term,
             )
-            total = total + distance.mean()
+            total = total + target(shown).mean()
+            if each:
+                self.plan = [
+                    f"{name}: {form}, {positions} positions, {outs} x {depth}"
+                    for name, form, _, positions, outs, depth in target.plan
+                ]
         return total / len(self.clean.trajectories)
 
     def fd(self, x: Tensor, shown: Tensor, y: Tensor, number: int) -> Tensor:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastue import matching, models
+from fastue.core.clock import Clock
 from fastue.core.errors import UsageError
 from fastue.methods import uge as module
 from fastue.methods.base import Checkpointer
@@ -181,3 +182,12 @@ def test_bad_settings_are_named(settings, words):
 def test_weights_are_one_text():
     assert UGEConfig(weights="emn=2,gm=0.50").weights == "gm=0.5,emn=2"
     assert UGEConfig(mode="class").free  # a generator's noise is a picture's
+
+
+def test_a_profile_tells_how_each_layer_is_compared(tiny):
+    clock = Clock(running=True)
+    uge(tiny(), UGEConfig(weights="gm=1,fd=1", **{**SMALL, "sweeps": 1}), clock=clock)
+    assert {"clean", "gm", "fd", "gradient", "noise"} <= clock.seconds.keys()
+    text = clock.text()
+    assert "features.0.0: materialised, 144 positions, 8 x 27" in text
+    assert "head: ghost, 1 positions, 4 x 32" in text
