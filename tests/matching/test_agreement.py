@@ -131,7 +131,6 @@ def test_144_convolutions(form):
         check(model, x, x2, y, form=form)
 
 
-
 def test_unfolded_as_on_a_gpu(monkeypatch):
     """There materialised gradients are made of unfolded inputs, not one sample at a time."""
     prepared = pairs.Convolution.prepared
