@@ -133,7 +133,7 @@ def peak(name: str, side: str) -> None:
     """Prints the MiB that this process took for a step."""
     model = network(name)
     step = steps(model, *pictures(BATCH[name]))[side]
-    steps(model, *pictures(1))["batch"]()  # libraries are loaded
+    steps(model, *pictures(1))[side]()  # libraries are loaded
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what there is
     before = resident()
     step()
