@@ -40,6 +40,15 @@ SUMMARIES = {
     "dilution": "as many clean pictures (--aux) as 10 % of the set added",
     "simclr": "features learnt without labels, then a linear layer",
 }
+# What else victims of `--suite authorization` may do: fastue.protocol.authorization.
+AUTHORIZATION = {
+    "authorized": "who has the initial weights or the key",
+    "wrong-key": "other patterns, or a frozen part of other weights, in place of the key",
+    "other-run": "the key of a run of the hacker's own",
+    "distillation": "trained on the authorized network's answers to the protected pictures",
+    "fine-tuning": "from weights that have learnt the auxiliary pictures",
+    "class-means": "what the classes are on average is taken out",
+}
 QUICK = ("none", "grayscale", "jpeg", "bit-depth", "blur", "orthogonal-projection")
 STANDARD = (
     *QUICK,

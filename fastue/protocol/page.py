@@ -8,7 +8,7 @@ import json
 
 from torch import Tensor
 
-from fastue.countermeasures import SUMMARIES, family_of
+from fastue.countermeasures import AUTHORIZATION, SUMMARIES, family_of
 from fastue.data.writers import encode_png
 from fastue.protocol import tables
 from fastue.protocol.plot import Line, svg
@@ -136,10 +136,12 @@ def _verdict(rows: list[dict], num_classes: int) -> str:
 
 def _meanings(found: list[Setting]) -> str:
     """What the names stand for; nothing where no countermeasure was tried."""
-    names = dict.fromkeys(family_of(one.countermeasure) for one in found)
+    known = {**SUMMARIES, **AUTHORIZATION}
+    labels = (one.countermeasure for one in found)
+    names = dict.fromkeys(name if name in known else family_of(name) for name in labels)
     if set(names) <= {"none", None}:
         return ""
-    items = (f"<li>{html.escape(f'{name}: {SUMMARIES[name]}')}</li>" for name in names if name)
+    items = (f"<li>{html.escape(f'{name}: {known[name]}')}</li>" for name in names if name)
     return f"<ul>{''.join(items)}</ul>"
 
 

@@ -86,3 +86,10 @@ def test_keyed_pictures_from_end_to_end(tiny_folder, tmp_path, monkeypatch):
     assert again.rows[0] == result.rows[0], "nothing is trained twice"
     with pytest.raises(UsageError, match="--authorized goes with --suite authorization"):
         attack(tmp_path / "P", clean, authorized=tmp_path / "P/key.safetensors", **SHORT)
+
+
+def test_every_member_has_its_words():
+    from fastue.countermeasures import AUTHORIZATION, SUMMARIES
+
+    own = {"authorized", "wrong-key", "other-run", "distillation", "fine-tuning", "class-means"}
+    assert AUTHORIZATION.keys() == own and not own & SUMMARIES.keys()
