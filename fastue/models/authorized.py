@@ -6,8 +6,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastue import models
 from fastue.core.errors import UsageError
@@ -62,9 +61,3 @@ def fronts(model: nn.Module) -> Iterator[nn.Module]:
             yield module
         elif isinstance(module, nn.Conv2d) and id(module) not in held:
             yield module
-
-
-def same_weights(model: nn.Module, state: dict[str, Tensor]) -> bool:
-    """Whether the network's weights are these."""
-    own = model.state_dict()
-    return own.keys() == state.keys() and all(torch.equal(own[k], state[k]) for k in own)
