@@ -8,27 +8,34 @@ from torch.nn import functional as F
 from fastue.core.errors import UsageError
 
 
+def head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the last linear layer. Raises UsageError for a network without one."""
+    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        raise UsageError(
+            f"--arch: {type(model).__name__} has no linear layer at its end that could be refitted"
+        )
+    return linear[-1]
+
+
+def seen_by(model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """What goes into `layer` of `model` for model input x."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        model(x)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
 def penultimate(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The input of the last linear layer, [B, F], as a function of pictures [B,C,H,W] in [0,1]; the
     network stands still (eval mode, no gradient of weights). Raises UsageError where there is no
     linear layer."""
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not last:
-        raise UsageError(
-            "a feature space is the input of a network's last linear layer: it has none"
-        )
+    _, layer = head(model)
     model.eval().requires_grad_(False)
-
-    def features(x: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = last[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        try:
-            model(x)
-        finally:
-            handle.remove()
-        return seen[0].flatten(1)
-
-    return features
+    return lambda x: seen_by(model, layer, x).flatten(1)
 
 
 def pretrained(name: str) -> Callable[[Tensor], Tensor]:

@@ -6,36 +6,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastue.core.errors import UsageError
 from fastue.data.dataset import ImageDataset, batches
+from fastue.models.features import head as head
+from fastue.models.features import seen_by
 from fastue.models.training import autocast, percent, to_input
 from fastue.victims.train import TEST_BATCH, new_curves, score
 
 STEPS = 15
 
 
-def head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the last linear layer. Raises UsageError for a network without one."""
-    linear = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not linear:
-        raise UsageError(
-            f"--arch: {type(model).__name__} has no linear layer at its end that could be refitted"
-        )
-    return linear[-1]
-
-
 @torch.no_grad()
 def features(model: nn.Module, layer: nn.Module, data: ImageDataset, precision: str) -> Tensor:
     """What goes into `layer` of `model` in eval mode, float32 [N, D]."""
     kept: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].float()))
     model.eval()
-    try:
-        for x, _, _ in batches(data, TEST_BATCH):
-            with autocast(x.device, precision):
-                model(to_input(x))
-    finally:
-        hook.remove()
+    for x, _, _ in batches(data, TEST_BATCH):
+        with autocast(x.device, precision):
+            kept.append(seen_by(model, layer, to_input(x)).float())
     return torch.cat(kept)
 
 
