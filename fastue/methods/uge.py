@@ -126,6 +126,7 @@ class UGEConfig(Config):
         parse=number,
         check=(lambda v: v >= 0, "must be 0 or more"),
     )
+    late: bool = flag(False, "match at snapshots of the second half of the clean training only")
     features: str = flag("self", "feature space of fd: self (a network trained here) or timm:NAME")
     distance: str = flag(
         "misaligned",

@@ -112,13 +112,14 @@ def _trained(
     model: nn.Module, data: ImageDataset, c: UGEConfig, name: str, progress: Callable
 ) -> list[dict[str, Tensor]]:
     """Trains a copy on the clean pictures, under crops and flips; its weights at `snapshots` moments
-    from the beginning on, evenly spaced, and in the end."""
+    from the beginning on (`late`: from the middle on), evenly spaced, and in the end."""
     model = copy.deepcopy(model).train()
     batch = min(c.batch, len(data))
     steps = c.epochs * (len(data) // batch)
     optimizer = training.sgd(model, c.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    moments = {steps * k // c.snapshots for k in range(c.snapshots)}
+    first = steps // 2 if c.late else 0
+    moments = {first + (steps - first) * k // c.snapshots for k in range(c.snapshots)}
     found = []
     for step in range(steps):
         if step in moments:

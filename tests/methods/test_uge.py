@@ -59,7 +59,7 @@ def test_matching_undoes_what_it_was_drawn_with(tiny):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"level": "batch"}, {"layerwise": True}, {"norm_term": 0.5}, {"clamp": True},
+        {"level": "batch"}, {"layerwise": True}, {"late": True}, {"norm_term": 0.5}, {"clamp": True},
         {"distance": "plain", "weights": "fd=1"}, {"mode": "class", "weights": "gm=1,emn=1"},
         {"hackers": "cnn-w4,vgg11-w4", "weights": "emn=1"}, {"frozen": 2},
     ],
