@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +24,8 @@ from scipy.special import betainc, betaincc, betaln, gammaln, ndtr, ndtri, xlogy
 from fastue.core.errors import UsageError
 
 JOINT_DRAWS = 100_000  # `local_level` is exact up to this many draws, a union bound beyond
+PRIOR_DRAWS = 10  # what the prior of `log_e_value` weighs
+_MOST_DRAWS = 1 << 60  # that a planner thinks of
 
 _OPEN = (lambda x: (x > 0) & (x < 1), "in (0, 1)")
 _WHOLE = (lambda x: (x >= 1) & (x == np.floor(x)), "a whole number, at least 1")
@@ -36,7 +37,8 @@ _RULES["sigma"] = (lambda x: (x > 0) & (x < np.inf), "above 0")
 _RULES["budget"] = (lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
 
 
-def _check(**arguments: object) -> None:
+def check(**arguments: object) -> None:
+    """Raises UsageError that names the argument whose value breaks its rule."""
     for name, value in arguments.items():
         holds, rule = _RULES[name]
         if not np.all(holds(np.asarray(value))):
@@ -51,19 +53,20 @@ def shifted_level(
     `budget` is the total variation between the draws' law and the Gaussian: an event of mass qbar +
     budget in the draws keeps qbar under the Gaussian.
     """
-    _check(q=q, eta=eta, sigma=sigma, budget=budget)
+    check(q=q, eta=eta, sigma=sigma, budget=budget)
     return ndtr(ndtri(q) + np.asarray(eta) / sigma) + budget
 
 
-def tail_budget(parameters: int, radius_bits: int = 40) -> float:
-    """Total variation lost in the tail by Box-Muller pairs.
+def tail_budget(drawn: int, radius_bits: int = 40) -> float:
+    """Total variation lost in the tail by the Box-Muller pairs of `drawn` values.
 
     The radius comes from a uniform of `radius_bits` bits. It stops at a cut that a Gaussian pair
-    passes with probability 2^-radius_bits; pairs add up. A tensor that uses half of its last pair
-    counts as one larger. Not part of it: the grid of radii and angles below the cut and the float32
-    rounding of each draw, which move draws but leave no region out.
+    passes with probability 2^-radius_bits; pairs add up. `drawn` counts the padding of
+    `FlatParameters` too: a parameter that uses half of a pair needs the whole of it. Not part of
+    it: the grid of radii and angles below the cut and the float32 rounding of each draw, which move
+    draws but leave no region out.
     """
-    return min(1.0, math.ceil(parameters / 2) * 2.0**-radius_bits)
+    return min(1.0, math.ceil(drawn / 2) * 2.0**-radius_bits)
 
 
 def order_index(n: int, level: float, alpha: float) -> int | None:
@@ -73,10 +76,10 @@ def order_index(n: int, level: float, alpha: float) -> int | None:
     P[Bin(n, level) >= k] at most: each draw is below Q with probability `level` or less, ties and
     jumps included. None (abstain) where even k = n is not enough.
     """
-    _check(n=n, alpha=alpha)
+    check(n=n, alpha=alpha)
     if level >= 1:
         return None
-    _check(level=level)
+    check(level=level)
     # P[Bin(n, level) >= k] = I_level(k, n-k+1) falls as k grows. Held against alpha, not as its
     # complement against 1-alpha, which rounds.
     low, high = 1, n + 1
@@ -150,6 +153,28 @@ class Certificate:
         return None if self.correct is None else self.correct / self.total
 
 
+def checked_counts(correct: ArrayLike, total: int) -> np.ndarray:
+    """`correct` as an array [draws]; raises UsageError for what are not counts of `total`."""
+    counts = np.asarray(correct)
+    check(total=total)
+    if counts.ndim != 1:
+        raise UsageError(f"correct: one count a draw, not an array of shape {counts.shape}")
+    if not np.all((counts >= 0) & (counts <= total) & (counts == np.floor(counts))):
+        raise UsageError(f"correct: every count must be a whole number in [0, {total}]")
+    return counts
+
+
+def _grid(q: float | Sequence[float], eta: float | Sequence[float]) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for a in np.atleast_1d(q) for b in np.atleast_1d(eta)]
+
+
+def grid_levels(
+    q: float | Sequence[float], eta: float | Sequence[float], sigma: float, budget: float = 0.0
+) -> list[float]:
+    """`shifted_level` for every q and, within it, every eta."""
+    return [float(shifted_level(*point, sigma, budget)) for point in _grid(q, eta)]
+
+
 def certify(
     correct: ArrayLike,  # [draws] right answers of each noisy model, in any order
     total: int,
@@ -169,19 +194,15 @@ def certify(
     statistic, whatever the reason they are missing. Raises UsageError (a ValueError) for bad
     arguments.
     """
-    counts = np.asarray(correct)
-    if counts.ndim != 1:
-        raise UsageError(f"correct: one count a draw, not an array of shape {counts.shape}")
+    counts = checked_counts(correct, total)
     n = len(counts) if n is None else n
-    _check(n=n, total=total, alpha=alpha)
+    check(n=n, alpha=alpha)
     if len(counts) > n:
         raise UsageError(f"correct: {len(counts)} counts, but n = {n} draws were declared")
-    if not np.all((counts >= 0) & (counts <= total) & (counts == np.floor(counts))):
-        raise UsageError(f"correct: every count must be a whole number in [0, {total}]")
     missing = n - len(counts)
     ordered = np.sort(np.concatenate([counts, np.full(missing, total)]))
-    grid = [(float(a), float(b)) for a in np.atleast_1d(q) for b in np.atleast_1d(eta)]
-    levels = [float(shifted_level(*point, sigma, budget)) for point in grid]
+    grid = _grid(q, eta)
+    levels = grid_levels(q, eta, sigma, budget)
     local = local_level(n, tuple(levels), alpha) if simultaneous else alpha
     indices = [order_index(n, level, local) for level in levels]
     return [
@@ -198,16 +219,24 @@ def quantile_lower(correct: ArrayLike, q: float, alpha: float) -> int | None:
     the certificate.
     """
     counts = np.sort(np.asarray(correct))
-    _check(n=len(counts), q=q, alpha=alpha)
+    check(n=len(counts), q=q, alpha=alpha)
     j = np.arange(1, len(counts) + 1)
     sound = j[betaincc(j, len(counts) - j + 1, q) <= alpha]  # P[Bin(n, q) < j]
     return int(counts[sound[-1] - 1]) if len(sound) else None
 
 
-class Generalisation(NamedTuple):
-    t: float  # accuracy to add to the certificate
-    rho: float  # probability to add to its level: `certify(..., budget=budget + rho)`
-    level: float
+@dataclass(frozen=True)
+class Generalisation:
+    """How counts on `total` pictures speak of the population that these were drawn from."""
+
+    rho: float  # probability to add to the level: `certify(..., budget=budget + rho)`
+    level: float  # with rho; from 1 on, abstain
+    total: int
+    divergence: float  # kl(accuracy on the pictures || on the population) that is not exceeded
+
+    def bound(self, correct: int) -> float:
+        """Upper bound of the accuracy on the population where `correct` bounds the counts."""
+        return kl_upper(correct / self.total, self.divergence)
 
 
 def generalisation(
@@ -221,77 +250,119 @@ def generalisation(
 ) -> Generalisation:
     """What makes a certificate one of the accuracy on the population.
 
-    The `total` test pictures are independent draws from it, and theta was made without them.
-    Hoeffding for each theta, Fubini and Markov: with probability 1-delta over the pictures, the
-    noise eps for which the population's accuracy exceeds theirs by more than t has mass
-    rho = exp(-2 total t^2) / delta at most. Then {accuracy on the population <= Q + t}, with Q the
-    level-quantile of the draws, keeps mass qbar, and the theorem shifts it. So accuracy + t holds
-    at confidence 1-alpha-delta. rho is `share` of the room above qbar + budget, and gives t. One
-    (t, rho) holds for all (q, eta) at once, since the event over the pictures depends on neither.
+    The `total` test pictures are independent draws from it, and the classifier of every theta was
+    made without them. For each theta, with accuracy a on the pictures and p on the population,
+    Chernoff's bound is P[a < p, kl(a || p) > c/total] <= exp(-c), so by Fubini and Markov, with
+    probability 1-delta over the pictures, the noise eps for which that happens has mass rho =
+    exp(-c) / delta at most. Then {p <= kl_upper(Q, c/total)}, with Q the level-quantile of the
+    draws, keeps mass qbar, and the theorem shifts it. So `bound` of a bound of Q holds at
+    confidence 1-alpha-delta, by whatever rule that was had. rho is `share` of the room above qbar +
+    budget, and gives c. One (c, rho) holds for all (q, eta) at once, since the event over the
+    pictures depends on neither.
     """
-    _check(total=total, delta=delta, share=share)
+    check(total=total, delta=delta, share=share)
     level = float(shifted_level(q, eta, sigma, budget))
     rho = share * (1 - level)
     if rho <= 0:
-        return Generalisation(math.inf, 0.0, level)
-    return Generalisation(math.sqrt(-math.log(rho * delta) / (2 * total)), rho, level + rho)
+        return Generalisation(0.0, level, total, math.inf)
+    return Generalisation(rho, level + rho, total, -math.log(rho * delta) / total)
+
+
+def kl_upper(share: float, divergence: float) -> float:
+    """The largest p in [share, 1] with kl(share || p) <= divergence (nats), rounded upwards.
+
+    kl is that of two coins.
+    """
+    divergence *= 1 + 1e-9  # more than the rounding of what follows
+
+    def kl(p: float) -> float:
+        up = p - share  # the logarithms of 1 +- something small do not cancel
+        heads = -share * math.log1p(up / share) if share else 0.0
+        return heads - (1 - share) * math.log1p(-up / (1 - share))
+
+    low, high = share, 1.0
+    while low < (p := (low + high) / 2) < high:
+        low, high = (p, high) if kl(p) <= divergence else (low, p)
+    return high
 
 
 def log_e_value(successes: ArrayLike, failures: ArrayLike, level: float) -> float | np.ndarray:
-    """Log of the likelihood ratio against `level`, averaged over p uniform in (level, 1).
+    """Log of the likelihood ratio against `level`, averaged over a prior of p in (level, 1).
 
     A supermartingale from 1 wherever the true probability is `level` or less, since then it is one
-    for every such p.
+    for every such p. It grows with successes and falls with failures; -inf where it underflows. The
+    prior is Beta(w level, w (1-level)), w = `PRIOR_DRAWS`, cut to (level, 1). Any is sound; a heavier
+    one is a little better after many draws and needs more of them where all succeed (`python -m
+    bench.anytime`).
     """
     s, f = np.asarray(successes, float), np.asarray(failures, float)
+    a, b = PRIOR_DRAWS * level, PRIOR_DRAWS * (1 - level)
+
+    def log_mass(
+        a: ArrayLike, b: ArrayLike
+    ) -> np.ndarray:  # of p^(a-1) (1-p)^(b-1) over (level, 1)
+        return betaln(a, b) + np.log(betaincc(a, b, level))
+
     with np.errstate(divide="ignore"):
-        mass = betaln(s + 1, f + 1) + np.log(betaincc(s + 1, f + 1, level))
-    # p >= level gives at least 1/(f+1): a lower bound is as valid, and it is finite where the tail
-    # above underflows.
-    return np.maximum(mass - s * np.log(level) - (f + 1) * np.log1p(-level), -np.log(f + 1))
+        return log_mass(s + a, f + b) - log_mass(a, b) - s * np.log(level) - f * np.log1p(-level)
 
 
-class SequentialTest:
-    """Is the (q, eta)-Learnability at most tau? Draws with accuracy <= tau are successes.
+def _enough(n: int, level: float, alpha: float, rule: str) -> bool:
+    """Do n draws bound the quantile at `level`, whatever their counts?"""
+    if level >= 1:
+        return False
+    if rule == "fixed":
+        return betainc(n, 1, level) <= alpha  # as in `order_index`
+    return log_e_value(n, 0, level) >= -math.log(alpha)
 
-    Look at any time. `level` is that of `shifted_level`, tau is fixed beforehand, a lost draw is a
-    failure. If success has probability `level` or less, `decided` ever becomes true with
-    probability alpha at most (Ville), whatever the stopping rule.
+
+def largest_eta(
+    n: int, q: float, sigma: float, alpha: float, budget: float = 0.0, rule: str = "anytime"
+) -> float:
+    """The largest eta that n draws can certify; -inf where not even 0.
+
+    `alpha` is that of this certificate alone; `rule` "anytime" or "fixed".
     """
+    check(n=n, q=q, sigma=sigma, alpha=alpha, budget=budget)
 
-    def __init__(self, level: float, alpha: float) -> None:
-        _check(level=level, alpha=alpha)
-        self.level, self.alpha = level, alpha
-        self.successes = self.failures = 0
-        self.decided = False
+    def reached(eta: float) -> bool:
+        return _enough(n, float(shifted_level(q, eta, sigma, budget)), alpha, rule)
 
-    @property
-    def log_e(self) -> float:
-        return float(log_e_value(self.successes, self.failures, self.level))
-
-    def update(self, successes: int | bool, trials: int = 1) -> bool:
-        """Add a draw, or a batch of `trials`; gives `decided`, which stays true."""
-        if not 0 <= successes <= trials:
-            raise UsageError(f"successes {successes}: must be in [0, trials = {trials}]")
-        self.successes += int(successes)
-        self.failures += int(trials) - int(successes)
-        self.decided = self.decided or self.log_e >= -math.log(self.alpha)
-        return self.decided
+    if not reached(0.0):
+        return -math.inf
+    low, high = 0.0, sigma * float(9 - ndtri(q))  # Phi(9) is 1
+    while low < (eta := (low + high) / 2) < high:
+        low, high = (eta, high) if reached(eta) else (low, eta)
+    return low
 
 
-def largest_eta(n: int, q: float, sigma: float, alpha: float, budget: float = 0.0) -> float:
-    """The largest eta that n draws can certify: level^n <= alpha; -inf where not even 0."""
-    _check(n=n, q=q, sigma=sigma, alpha=alpha, budget=budget)
-    room = budget - math.expm1(math.log(alpha) / n)  # 1 - qbar, at the least
-    eta = -sigma * float(ndtri(min(room, 1.0)) + ndtri(q))
-    return eta if eta >= 0 else -math.inf
+def needed_draws(
+    q: float | Sequence[float],
+    eta: float | Sequence[float],
+    sigma: float,
+    alpha: float,
+    budget: float = 0.0,
+    simultaneous: bool = True,
+    rule: str = "anytime",
+) -> list[float]:
+    """The draws from which on each (q, eta) of a claim does not abstain, in the order of `certify`.
+
+    Whatever the counts, and `inf` where no number is enough. For the fixed rule they may be one or
+    two per cent more than the fewest: `local_level` is taken for the union bound that it never goes
+    below.
+    """
+    check(q=q, eta=eta, sigma=sigma, alpha=alpha, budget=budget)
+    levels = grid_levels(q, eta, sigma, budget)
+    if simultaneous:
+        alpha /= max(1, len({level for level in levels if level < 1}))
+    return [_fewest_draws(level, alpha, rule) for level in levels]
 
 
-def needed_draws(q: float, eta: float, sigma: float, alpha: float, budget: float = 0.0) -> float:
-    """The fewest draws that do not abstain: level^n <= alpha; inf where no number is enough."""
-    _check(q=q, eta=eta, sigma=sigma, alpha=alpha, budget=budget)
-    room = ndtr(-ndtri(q) - eta / sigma) - budget  # 1 - level, without rounding it away
-    if room <= 0:
+def _fewest_draws(level: float, alpha: float, rule: str) -> float:
+    low, high = 1, _MOST_DRAWS
+    if not _enough(high, level, alpha, rule):
         return math.inf
-    with np.errstate(over="ignore", divide="ignore"):
-        return max(1.0, float(np.ceil(math.log(alpha) / np.log1p(-room))))
+    while low < high:
+        n = (low + high) // 2
+        low, high = (low, n) if _enough(n, level, alpha, rule) else (n + 1, high)
+    return float(low)
