@@ -1,13 +1,14 @@
 """certificate.png: what is certified, what was counted, and how strong the noise is."""
 
 import io
+from collections.abc import Sequence
 
 _WITHOUT_NOISE = {"color": "#c1121f", "lw": 1, "ls": "--"}
 _CHANCE = {"color": "black", "lw": 0.8, "ls": ":", "label": "chance"}
 
 
-def plot(document: dict) -> bytes | None:
-    """PNG of three panels; None without matplotlib."""
+def plot(document: dict, attacks: Sequence[dict] = ()) -> bytes | None:
+    """PNG of three panels; None without matplotlib. `attacks`: rows of attack.json."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ def plot(document: dict) -> bytes | None:
     figure = Figure(figsize=(14, 4), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    _certificates(left, document)
+    _certificates(left, document, attacks)
     _noisy_accuracies(middle, document)
     _layers(right, document)
     for axis in (left, middle, right):
@@ -26,27 +27,41 @@ def plot(document: dict) -> bytes | None:
     return buffer.getvalue()
 
 
-def _certificates(axis, document: dict) -> None:
-    """Certified accuracy over eta, a line a q, beside what no certificate speaks of."""
+def _certificates(axis, document: dict, attacks: Sequence[dict]) -> None:
+    """Certified accuracy over eta, a line a q, over what attacks reached and beside what no
+    certificate speaks of."""
     claim = document["claim"]
-    for q in claim["q"]:
+    for number, q in enumerate(claim["q"]):
+        color = f"C{number}"
         points = [
             (c["eta"], c["accuracy"])
             for c in document["certificates"]
             if c["q"] == q and c["accuracy"] is not None
         ]
         if points:
-            axis.plot(*zip(*points, strict=True), marker="o", ms=4, label=f"q = {q:g}")
+            axis.plot(*_sides(points), color=color, marker="o", ms=4, label=f"q = {q:g}, at most")
+        reached: dict[float, float] = {}
+        for row in attacks:
+            if row["q"] == q and row["reached"] is not None:
+                percent = 100 * row["reached"] / document["total"]
+                reached[row["eta"]] = max(percent, reached.get(row["eta"], 0.0))
+        if reached:
+            label = f"q = {q:g}, an attack reaches"
+            axis.plot(*_sides(reached.items()), color=color, ls="", marker="^", ms=5, label=label)
     label = "without noise (not certified)"
     axis.axhline(document["noiseless_accuracy"], **_WITHOUT_NOISE, label=label)
     axis.axhline(100 / document["classes"], **_CHANCE)
     axis.set(
         xlabel="eta (l2 shift of the weights)",
         ylabel="certified accuracy (%)",
-        xlim=(0, 1.05 * max(claim["eta"])),
+        xlim=(0, 1.05 * (max(claim["eta"]) or document["smoothing"]["sigma"])),
     )
     axis.locator_params(axis="x", nbins=5)
     axis.legend(fontsize=8)
+
+
+def _sides(points) -> tuple:
+    return tuple(zip(*points, strict=True))
 
 
 def _noisy_accuracies(axis, document: dict) -> None:

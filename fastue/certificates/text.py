@@ -1,95 +1,146 @@
-"""Certificates in words and tables: what is certified, what is not, and what N draws can reach."""
+"""Certificates in words and tables: what is certified, what is not, and what N draws can reach.
+
+What is at most is rounded up, what is at least is rounded down.
+"""
+
+import math
+from fractions import Fraction
 
 from fastue.certificates import bounds
 from fastue.certificates.claim import BN_POLICIES, Claim
+from fastue.certificates.rounding import confidence, rounded_down, rounded_up, shortened_down
 
 
 def table(document: dict) -> str:
-    """Certificates in percent, a line an eta and a column a q.
+    """Certificates in percent, a line an eta and a column a q; under them what an attack reached.
 
     `-` where the draws are too few to say anything.
     """
-    qs, etas = document["claim"]["q"], document["claim"]["eta"]
-    sigma = document["smoothing"]["sigma"]
-    accuracy = {(c["q"], c["eta"]): c["accuracy"] for c in document["certificates"]}
-    lines = [f"{'eta':>8} {'eta/sigma':>9} " + " ".join(f"q={q:<5g}" for q in qs)]
-    for eta in etas:
-        cells = " ".join(f"{percent(accuracy[q, eta]):>7}" for q in qs)
-        lines.append(f"{eta:8g} {eta / sigma:9.3g} {cells}")
+    claim, sigma = document["claim"], document["smoothing"]["sigma"]
+    found = {(c["q"], c["eta"]): c["correct"] for c in document["certificates"]}
+    columns = [f"q={q:g}" for q in claim["q"]]
+    lines = [" ".join([f"{'eta':>8} {'eta/sigma':>9}", *(f"{name:>7}" for name in columns)])]
+    for eta in claim["eta"]:
+        cells = [f"{at_most(found[q, eta], document['total']):>7}" for q in claim["q"]]
+        lines.append(" ".join([f"{shortened_down(eta):>8} {eta / sigma:9.3g}", *cells]))
     return "\n".join(lines)
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def at_most(correct: int | None, total: int) -> str:
+    """An upper bound in percent, never below the count's share."""
+    return "-" if correct is None else rounded_up(Fraction(100 * correct, total), 2)
+
+
+def at_least(correct: int | None, total: int) -> str:
+    """A lower bound in percent, never above the count's share."""
+    return "-" if correct is None else rounded_down(Fraction(100 * correct, total), 2)
 
 
 def statement(document: dict) -> str:
     """What is certified, and what is not."""
     parts = [
         _certified(document),
+        _abstained(document),
         _not_certified(document),
         _conditions(document),
         _missing_draws(document),
         _near_chance(document),
-        *(_beyond_the_pictures(document, q) for q in document["claim"]["q"]),
+        *_beyond_the_pictures(document),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def plan_text(claim: Claim, sigma: float) -> str:
-    """What N draws reach, and what each eta needs."""
-    alpha, etas = claim.alpha, claim.grid(sigma)
+def plan_text(claim: Claim, sigma: float, n: int, budget: float = 0.0) -> str:
+    """What n draws reach, and what each eta needs."""
+    levels = bounds.grid_levels(claim.q, claim.eta, sigma, budget)
+    alpha = claim.alpha
     if claim.simultaneous:
-        levels = [float(bounds.shifted_level(q, eta, sigma)) for q in claim.q for eta in etas]
-        alpha = bounds.local_level(claim.n, tuple(levels), alpha)
-    lines = [
-        f"sigma {sigma:g}, N {claim.n}, alpha {claim.alpha:g} ({alpha:.3g} for each of the grid)"
-    ]
+        alpha /= max(1, len({level for level in levels if level < 1}))
+    lines = [f"sigma {sigma:g}, N {n}, alpha {claim.alpha:g}, rule {claim.rule}"]
+    needed = planned(claim.content(), sigma, budget)
     for q in claim.q:
-        reach = bounds.largest_eta(claim.n, q, sigma, alpha)
-        lines.append(f"q {q:g}: {claim.n} draws reach eta {reach:.4g}")
-        for eta in etas:
-            if eta > 0:
-                draws = bounds.needed_draws(q, eta, sigma, alpha)
-                lines.append(f"  eta {eta:<8g} needs {draws:.4g} draws")
+        reach = bounds.largest_eta(n, q, sigma, alpha, budget, claim.rule)
+        lines.append(f"q {q:g}: {n} draws reach eta {shortened_down(reach, 4)}")
+        for eta in claim.eta:
+            draws = needed[q, eta]
+            wants = "no number of draws is enough"
+            if draws < math.inf:
+                wants = f"needs {draws:,.0f} draws"
+            lines.append(f"  eta {eta:<8g} {wants}")
     return "\n".join(lines)
 
 
-def recovery_table(rows: list[dict]) -> str:
+def planned(claim: dict, sigma: float, budget: float) -> dict[tuple[float, float], float]:
+    """The draws from which on each (q, eta) does not abstain; inf where no number is enough."""
+    found = bounds.needed_draws(
+        claim["q"],
+        claim["eta"],
+        sigma,
+        claim["alpha"],
+        budget,
+        claim["simultaneous"],
+        claim["rule"],
+    )
+    points = [(q, eta) for q in claim["q"] for eta in claim["eta"]]
+    return dict(zip(points, found, strict=True))
+
+
+def attack_table(rows: list[dict], total: int) -> str:
     """What attacks within the radii reach, beside the certificate of that radius."""
-    lines = [
-        f"{'eta':>8} {'attack':<8} {'without noise':>13} {'q':>5} "
-        f"{'noisy, at least':>15} {'certified':>9}"
-    ]
+    lines = [f"{'eta':>8} {'q':>5} {'attack':<8} {'at least':>8} {'certified, at most':>18}"]
     for row in rows:
         lines.append(
-            f"{row['eta']:8g} {row['attack']:<8} {row['noiseless']:13.2f} {row['q']:5g} "
-            f"{percent(row['noisy_lower']):>15} {percent(row['certified']):>9}"
+            f"{row['eta']:8g} {row['q']:5g} {row['attack']:<8} "
+            f"{at_least(row['reached'], total):>8} {at_most(row['certified'], total):>18}"
         )
     return "\n".join(lines)
 
 
 def _certified(document: dict) -> str:
     """The certificate that says most: of the highest q, and there the largest eta."""
-    claim = document["claim"]
-    certificates = [c for c in document["certificates"] if c["accuracy"] is not None]
+    claim, smoothing, total = document["claim"], document["smoothing"], document["total"]
+    certificates = [c for c in document["certificates"] if c["correct"] is not None]
     best = max(certificates, key=lambda c: (c["q"], c["eta"]), default=None)
     if best is None:
         return (
-            f"Nothing is certified: {claim['n']} draws are too few for any of these (q, eta); "
+            f"Nothing is certified: {document['n']} draws are too few for any of these (q, eta); "
             "see --plan."
         )
     scope = "for each line of the table by itself"
     if claim["simultaneous"]:
         scope = "for all lines of the table together"
-    return (
-        f"Certified with confidence {100 * (1 - claim['alpha']):g} %, {scope}; the last one reads: "
-        f"however the weights are shifted by an l2 distance of at most {best['eta']:g}, at least "
-        f"{100 * best['q']:g} % of the noisy networks around the shifted weights (standard "
-        f"deviation {document['smoothing']['sigma']:g} on each of {document['parameters']} "
-        f"weights) get at most {best['accuracy']:.2f} % of these {document['total']} pictures "
-        "right."
+    if claim["rule"] == "anytime":
+        scope += ", whenever you look or stop"
+    canonical = smoothing["scale"] == "canonical"
+    measure = (
+        " (each weight measured against the root mean square of its filter or layer)"
+        if canonical
+        else ""
     )
+    return (
+        f"Certified with confidence {confidence(claim['alpha'])} %, {scope}; the last one reads: "
+        f"however the weights are shifted by an l2 distance of at most "
+        f"{shortened_down(best['eta'])}{measure}, at least {shortened_down(100 * Fraction(str(best['q'])))} % "
+        f"of the noisy networks around the shifted weights (standard deviation "
+        f"{smoothing['sigma']:g}{' of the same measure' if canonical else ''} on each of "
+        f"{document['parameters']} weights) get at most {at_most(best['correct'], total)} % of "
+        f"these {total} pictures right."
+    )
+
+
+def _abstained(document: dict) -> str:
+    """Lines of the table that say nothing, and what they would need."""
+    claim, sigma = document["claim"], document["smoothing"]["sigma"]
+    needed = planned(claim, sigma, document["tail_budget"])
+    parts = []
+    for c in document["certificates"]:
+        if c["correct"] is None:
+            draws = needed[c["q"], c["eta"]]
+            wants = "no number is enough" if draws == math.inf else f"{draws:,.0f} are"
+            parts.append(f"q = {c['q']:g}, eta = {c['eta']:g} ({wants})")
+    if not parts:
+        return ""
+    return f"{document['n']} draws are too few for " + "; ".join(parts) + "."
 
 
 def _not_certified(document: dict) -> str:
@@ -103,20 +154,27 @@ def _not_certified(document: dict) -> str:
 
 
 def _conditions(document: dict) -> str:
-    arithmetic, bn = document["smoothing"]["arithmetic"], document["smoothing"]["bn"]
+    smoothing = document["smoothing"]
+    bn = smoothing["bn"]
+    scale = (
+        "It holds for this parameterisation, in which a filter in front of a BatchNorm may be "
+        "rescaled and the network stay what it is (--scale canonical is free of that)"
+        if smoothing["scale"] == "raw"
+        else "It is the same for every rescaling of the filters in front of a BatchNorm"
+    )
+    held_out = ""
+    if document["held_out"]:
+        held_out = f", on {document['held_out']} pictures of the set that are not counted"
     return (
-        f"It holds for this parameterisation, for {arithmetic} arithmetic, and for BatchNorm "
-        f"statistics {bn} ({BN_POLICIES[bn]})."
+        f"{scale}, for {smoothing['arithmetic']} arithmetic, and for BatchNorm statistics {bn} "
+        f"({BN_POLICIES[bn]}{held_out})."
     )
 
 
 def _missing_draws(document: dict) -> str:
     if not document["missing"]:
         return ""
-    return (
-        f"{document['missing']} of {document['claim']['n']} draws are missing and count as "
-        "100 % right."
-    )
+    return f"{document['missing']} of {document['n']} draws are missing and count as 100 % right."
 
 
 def _near_chance(document: dict) -> str:
@@ -131,22 +189,14 @@ def _near_chance(document: dict) -> str:
     )
 
 
-def _beyond_the_pictures(document: dict, q: float) -> str:
-    """The step from these pictures to others of their kind, at the largest eta.
-
-    The order statistic lies higher (the level takes in `rho`), and `t` is added to it. Only draws
-    that were counted speak here: nothing is said where a missing one would be the bound.
-    """
-    claim, total, correct = document["claim"], document["total"], document["correct"]
-    eta, delta = max(claim["eta"]), claim["delta"]
-    sigma, budget = document["smoothing"]["sigma"], document["tail_budget"]
-    t, _, level = bounds.generalisation(q, eta, sigma, total, delta, budget)
-    k = bounds.order_index(claim["n"], level, claim["alpha"])
-    if k is None or k > len(correct):
-        return ""
-    accuracy = 100 * sorted(correct)[k - 1] / total + 100 * t
-    return (
-        f"Beyond these pictures (others drawn like them), q = {q:g}, eta = {eta:g}: at most "
-        f"{accuracy:.2f} %, confidence {100 * (1 - claim['alpha'] - delta):g} % for this line by "
-        "itself."
-    )
+def _beyond_the_pictures(document: dict) -> list[str]:
+    """The step from these pictures to others of their kind."""
+    left = confidence(document["claim"]["alpha"], document["claim"]["delta"])
+    return [
+        f"Beyond these pictures (if they are independent draws of a population and the network was "
+        f"made without them), q = {row['q']:g}, eta = {row['eta']:g}: at most "
+        f"{rounded_up(row['accuracy'], 2)} % of the population, confidence {left} % for this "
+        "line by itself."
+        for row in document["population"]
+        if row["accuracy"] is not None
+    ]

@@ -9,8 +9,17 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from fastue.certificates.claim import ARITHMETIC, BN_POLICIES, Claim, Smoothing, Training
-from fastue.cli.parse import draw_range, numbers, positive
+from fastue.certificates.claim import (
+    ARITHMETIC,
+    BN_POLICIES,
+    DRAWS,
+    RULES,
+    SCALES,
+    Claim,
+    Smoothing,
+    Training,
+)
+from fastue.cli.parse import draw_range, names, numbers, positive
 from fastue.cli.progress import Progress
 
 
@@ -25,7 +34,7 @@ def add_arguments(parser) -> None:
     _add_claim(parser.add_argument_group("claim", "written down before the first draw"))
     _add_draws(parser.add_argument_group("draws"))
     _add_training(parser.add_argument_group("training", "of the network for --train-on"))
-    _add_recovery(parser.add_argument_group("recovery", "an attack on what is certified"))
+    _add_attack(parser.add_argument_group("attack", "a lower bound beside the certificate"))
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     flag("--compile", action="store_true", help="torch.compile the network")
     flag(
@@ -40,27 +49,49 @@ def add_arguments(parser) -> None:
 def _add_claim(group) -> None:
     flag = group.add_argument
     flag("--sigma", type=float, default=Smoothing.sigma, help="std of the noise on each weight")
-    flag("--q", type=numbers, default=Claim.q, help="quantiles of noisy networks, with commas")
-    flag("--eta", type=numbers, default=Claim.eta, help="l2 radii (default: shares of sigma)")
-    flag("--N", type=positive, default=Claim.n, help="draws, declared before the first one")
+    flag(
+        "--scale",
+        default=Smoothing.scale,
+        help=f"what sigma and eta are measured in: {', '.join(SCALES)}",
+    )
+    flag("--q", type=numbers, help="quantiles of noisy networks, with commas (default: 0.9)")
+    flag("--eta", type=names, default=(), help="l2 radii, or 0.4s for 0.4 sigma (default: to 1.2s)")
     flag("--alpha", type=float, default=Claim.alpha, help="1 - confidence, of all q, eta together")
     flag("--pointwise", action="store_true", help="confidence for each (q, eta) by itself")
+    flag("--rule", default=Claim.rule, help=f"when it holds: {', '.join(RULES)}")
     flag("--bn", default=Smoothing.bn, help=f"BatchNorm statistics: {', '.join(BN_POLICIES)}")
+    flag(
+        "--bn-data",
+        metavar="DATA",
+        help="pictures for them (default: some of TEST, which are not counted then)",
+    )
     flag(
         "--arithmetic",
         default=Smoothing.arithmetic,
         help=f"of the network certified: {', '.join(ARITHMETIC)}",
     )
+    flag(
+        "--compat",
+        default="none",
+        choices=("none", "pue2025"),
+        help="as published: rule fixed, raw scale, draws of --seed",
+    )
 
 
 def _add_draws(group) -> None:
     flag = group.add_argument
+    flag("--N", type=positive, default=DRAWS, help="draws (rule fixed: declared beforehand)")
+    flag(
+        "--until",
+        metavar="CLAIM",
+        help='stop as soon as it is decided: "q=0.9,eta=0.4s <= 68%%"',
+    )
     flag(
         "--batch",
         type=positive,
         help=f"pictures at a time (default: {Smoothing.batch} on a CPU, 1000 on a GPU)",
     )
-    flag("--seed", type=int, default=Smoothing.seed, help="of the draws")
+    flag("--seed", type=int, help="of the draws, with --compat pue2025 only (default: 0)")
     flag(
         "--draws",
         type=draw_range,
@@ -83,12 +114,13 @@ def _add_training(group) -> None:
     )
 
 
-def _add_recovery(group) -> None:
+def _add_attack(group) -> None:
     flag = group.add_argument
-    flag("--recover", action="store_true", help="attack within the radii, show it beside")
-    flag("--aux", metavar="DATA", help="clean pictures it learns from; `oracle`: the test set")
+    flag("--attack", action="store_true", help="press against the certificate within each radius")
     flag(
-        "--compat", default="none", choices=("none", "pue2025"), help="on the sphere, as published"
+        "--aux",
+        metavar="DATA",
+        help="also recover weights from these clean pictures; `oracle`: the test set",
     )
 
 
@@ -104,11 +136,8 @@ def run(args) -> int:
         raise UsageError("--out: name a directory for the draws and the certificate")
     if args.merge:
         return _show(command.merge(args.merge, args.out))
-    if args.recover and not args.aux:
-        raise UsageError(
-            "--recover: name clean pictures to learn from with --aux, "
-            "or --aux oracle for the test set"
-        )
+    if args.aux and not args.attack:
+        raise UsageError("--aux: goes with --attack")
     progress, start = Progress("draws"), time.perf_counter()
     certified = command.certify(**_arguments(command.certify, args), progress=progress.update)
     progress.close()
@@ -118,12 +147,8 @@ def run(args) -> int:
             print(f"{args.out}: these draws are made ({seconds:.0f} s); join them with --merge")
         return 0
     _show(certified)
-    if args.recover:
-        print(
-            command.recover(
-                certified, args.aux, compat=args.compat, size=args.size, progress=progress.update
-            )
-        )
+    if args.attack:
+        print(command.attack(certified, aux=args.aux, size=args.size, progress=progress.update))
     return 0
 
 
@@ -139,12 +164,9 @@ def _plan(args) -> str:
     from fastue.models.training import resolve_device
 
     device = resolve_device(args.device)
-    smoothing = command.smoothing_for(
-        device, args.sigma, args.seed, args.bn, args.arithmetic, args.batch
-    )
-    claim = Claim(args.N, args.q, args.eta, args.alpha, not args.pointwise)
+    claim, smoothing, _ = command.claim_for(device, **_arguments(command.claim_for, args))
     if not (args.surrogate and args.clean):
-        return command.plan(claim, smoothing)
+        return command.plan(claim, smoothing, args.N)
     subject = command.prepare(
         surrogate=args.surrogate,
         clean=args.clean,
@@ -153,11 +175,13 @@ def _plan(args) -> str:
         training=Training(arch=args.arch),
         device=device,
     )
-    return command.plan(claim, smoothing, subject)
+    return command.plan(claim, smoothing, args.N, subject)
 
 
 def _show(certified) -> int:
     print(certified.table)
     print(certified.words)
+    if certified.answer:
+        print(certified.answer)
     print("Written:", ", ".join(str(path) for path in certified.files))
     return 0

@@ -1,13 +1,14 @@
 """What `fastue certify` does: make or merge draws, conclude, and attack what was certified.
 
-What is certified (N, q, eta, alpha, the network, the pictures) is written to `declared.json` before
+What is certified (q, eta, alpha, the network, the pictures) is written to `declared.json` before
 the first draw. The directory then holds `draws-*.log`, and at the end `certificate.json` and
 `certificate.png`; killed at any moment, the same call goes on.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,7 +17,15 @@ from torch import nn
 from fastue import distributed
 from fastue.certificates import bounds
 from fastue.certificates import draws as logs
-from fastue.certificates.claim import Claim, Smoothing, Training
+from fastue.certificates.claim import (
+    DRAWS,
+    Claim,
+    Question,
+    Smoothing,
+    Training,
+    question,
+    radii,
+)
 from fastue.certificates.declaration import (
     DECLARED,
     declaration,
@@ -27,7 +36,8 @@ from fastue.certificates.declaration import (
 from fastue.certificates.document import certificate_document
 from fastue.certificates.plot import plot
 from fastue.certificates.smoothing import Sampler
-from fastue.certificates.text import plan_text, recovery_table, table
+from fastue.certificates.text import attack_table, plan_text, table
+from fastue.certificates.watch import Watch
 from fastue.core.errors import DataError, UsageError
 from fastue.data.atomic import atomic_write_bytes, atomic_write_json, make_folder
 from fastue.data.dataset import ImageDataset
@@ -36,13 +46,12 @@ from fastue.data.sources import open_dataset
 from fastue.data.verify import open_protected
 from fastue.models import saved
 from fastue.models.training import resolve_device, resolve_precision
-from fastue.ops import WEIGHTS_ATTACK
 from fastue.victims.recovery import RecoveryConfig, random_search
 from fastue.victims.recovery import recover as sgd_recover
 from fastue.victims.train import VictimConfig, check_pair, fit
 
 ATTACKS = {"sgd": sgd_recover, "random": random_search}
-_LOG_SECONDS = 10.0  # a kill loses about so much work
+_LOG_SECONDS = 5.0  # a kill loses about so much work, and an answer comes so late
 
 Progress = Callable[[str, int, int, dict], None]  # (phase, done, total, what else to print)
 
@@ -62,7 +71,8 @@ class Certified:
     words: str
     document: dict  # the content of certificate.json
     files: list[Path]
-    subject: Subject | None = field(default=None, repr=False)  # None: merged from logs alone
+    answer: str = ""  # to `until`
+    sampler: Sampler | None = field(default=None, repr=False)  # None: merged from logs alone
 
 
 def _silent(phase: str, done: int, total: int, info: dict) -> None:
@@ -76,15 +86,20 @@ def certify(
     out: str | Path,
     train_on: str | Path | None = None,
     sigma: float = Smoothing.sigma,
-    q: Sequence[float] = Claim.q,
-    eta: Sequence[float] = Claim.eta,
-    N: int = Claim.n,
+    scale: str = Smoothing.scale,
+    q: Sequence[float] | None = None,
+    eta: Sequence[str | float] = (),
     alpha: float = Claim.alpha,
     pointwise: bool = not Claim.simultaneous,
+    rule: str = Claim.rule,
     bn: str = Smoothing.bn,
+    bn_data: str | Path | ImageDataset | None = None,
     arithmetic: str = Smoothing.arithmetic,
+    compat: str = "none",
+    N: int = DRAWS,
+    until: str | None = None,
     batch: int | None = None,
-    seed: int = Smoothing.seed,
+    seed: int | None = None,
     draws: range | None = None,
     labels: str | Path | None = None,
     size: int | None = None,
@@ -104,13 +119,20 @@ def certify(
     out        a directory for the draws and the certificate; one that a killed run left goes on
     train_on   train a network instead: on what protect wrote, or on any data set
     sigma      standard deviation of the noise on each weight
-    q, eta     quantiles of noisy networks, and l2 radii (none: shares of sigma)
-    N          draws, declared before the first one
+    scale      what sigma and eta are measured in: "canonical", the root mean square of each filter
+               or layer, or "raw"
+    q, eta     quantiles of noisy networks (none: 0.9), and l2 radii, numbers or shares of sigma
+               such as "0.4s" (none: up to 1.2 sigma)
     alpha      1 - confidence, for all q and eta together; with `pointwise` for each by itself
+    rule       "anytime": holds whenever you look, stop or go on; "fixed": of N draws declared first
     bn         BatchNorm statistics: "stored", "frozen-noisy" or "reestimated"
+    bn_data    clean pictures for them (none: some of `clean`, which then are not counted)
     arithmetic of the network certified: "fp32" or "bf16-folded"
+    compat     "pue2025": as published, rule fixed, raw scale and draws of `seed`
+    N          draws
+    until      stop as soon as this is decided: "q=0.9,eta=0.4s <= 68%"
     batch      pictures at a time (None: 256 on a CPU, 1000 on a GPU)
-    seed       of the draws
+    seed       of the draws, with `compat` only: else claim and network are their key
     draws      make only these of the N, for `merge` later
     labels     a CSV table `file,class` for a folder `clean` that is not sorted into classes
     size       resize the pictures as protect did
@@ -126,8 +148,23 @@ def certify(
     pictures.
     """
     out, device = Path(out), resolve_device(device)
-    smoothing = smoothing_for(device, float(sigma), seed, bn, arithmetic, batch)
-    claim = Claim(N, tuple(map(float, q)), tuple(map(float, eta)), alpha, not pointwise)
+    claim, smoothing, asked = claim_for(
+        device,
+        sigma=sigma,
+        scale=scale,
+        q=q,
+        eta=eta,
+        alpha=alpha,
+        pointwise=pointwise,
+        rule=rule,
+        bn=bn,
+        arithmetic=arithmetic,
+        compat=compat,
+        N=N,
+        until=until,
+        batch=batch,
+        seed=seed,
+    )
     if (surrogate is None) == (train_on is None) or clean is None:
         raise UsageError(
             "certify needs --clean TEST and either --surrogate FILE or --train-on DIR (or --merge)"
@@ -135,7 +172,11 @@ def certify(
     if resume and not (out / DECLARED).exists():
         raise UsageError(f"--resume: {out} holds no draws to go on with")
     if draws is not None and (draws.start < 0 or draws.stop > N):
-        raise UsageError(f"--draws {draws.start}:{draws.stop}: the declared draws are 0:{N}")
+        raise UsageError(f"--draws {draws.start}:{draws.stop}: there are N draws, 0:{N}")
+    if asked and (draws is not None or distributed.place()[1] > 1):
+        raise UsageError("--until: looks at all draws in order; leave out --draws and torchrun")
+    if bn_data is not None and bn == "stored":
+        raise UsageError(f"--bn-data {bn_data}: goes with --bn reestimated or frozen-noisy")
     subject = prepare(
         surrogate=surrogate,
         train_on=train_on,
@@ -147,16 +188,72 @@ def certify(
         device=device,
         progress=progress,
     )
-    return _certify(subject, out, claim, smoothing, draws, compile, progress)
+    statistics = None
+    if bn_data is not None:
+        statistics = _clean_pictures(bn_data, None, size).to(device)
+        check_pair(statistics, subject.data)
+    sampler = Sampler(
+        subject.model,
+        subject.data,
+        smoothing,
+        statistics=statistics,
+        claim=json.dumps(claim.content(), sort_keys=True),
+        compile=compile,
+    )
+    return _certify(subject, sampler, out, claim, N, draws, asked, progress)
 
 
-def smoothing_for(
-    device: torch.device, sigma: float, seed: int, bn: str, arithmetic: str, batch: int | None
-) -> Smoothing:
-    """With the batch that suits the device where none is named."""
+def claim_for(
+    device: torch.device,
+    *,
+    sigma: float,
+    scale: str,
+    q: Sequence[float] | None,
+    eta: Sequence[str | float],
+    alpha: float,
+    pointwise: bool,
+    rule: str,
+    bn: str,
+    arithmetic: str,
+    compat: str,
+    N: int,
+    until: str | None,
+    batch: int | None,
+    seed: int | None,
+) -> tuple[Claim, Smoothing, Question | None]:
+    """The arguments of `certify` in order, with the batch that suits the device where none is
+    named."""
     if batch is None:
         batch = 1000 if device.type == "cuda" else Smoothing.batch
-    return Smoothing(sigma, seed, bn, arithmetic, batch)
+    if compat != "none":
+        rule, scale, seed = "fixed", "raw", seed or 0
+    elif seed is not None:
+        raise UsageError(
+            f"--seed {seed}: goes with --compat pue2025; otherwise claim and network are the key of "
+            "the draws, so that nobody picks the best of many seeds"
+        )
+    if N < 1:
+        raise UsageError(f"--N {N}: must be at least 1")
+    smoothing = Smoothing(
+        float(sigma), scale=scale, bn=bn, arithmetic=arithmetic, batch=batch, seed=seed
+    )
+    asked = question(until, smoothing.sigma) if until else None
+    if asked:
+        q, eta = q or (asked.q,), eta or (asked.eta,)
+    claim = Claim(
+        q=Claim.q if q is None else tuple(map(float, q)),
+        eta=radii(eta, smoothing.sigma),
+        alpha=alpha,
+        simultaneous=not pointwise,
+        rule=rule,
+        n=N if rule == "fixed" else None,
+    )
+    if asked and (claim.rule == "fixed" or (asked.q, asked.eta) not in claim.points()):
+        raise UsageError(
+            f"--until: q={asked.q:g}, eta={asked.eta:g} must be among --q and --eta, and --rule "
+            "anytime"
+        )
+    return claim, smoothing, asked
 
 
 def prepare(
@@ -201,19 +298,19 @@ def prepare(
     return Subject(model, about, data)
 
 
-def plan(claim: Claim, smoothing: Smoothing, subject: Subject | None = None) -> str:
-    """What N draws reach, what each eta needs, and with a network how long that takes."""
-    text = plan_text(claim, smoothing.sigma)
+def plan(claim: Claim, smoothing: Smoothing, n: int, subject: Subject | None = None) -> str:
+    """What n draws reach, what each eta needs, and with a network how long that takes."""
     if subject is None:
-        return text
+        return plan_text(claim, smoothing.sigma, n)
     sampler = Sampler(subject.model, subject.data, smoothing)
     sampler.counts([0])  # the first one pays for buffers and kernels
     start = time.perf_counter()
     sampler.counts([0]).tolist()
     seconds = time.perf_counter() - start
+    text = plan_text(claim, smoothing.sigma, n, bounds.tail_budget(len(sampler.weights.base)))
     return (
-        f"{text}\ntime  {seconds:.3g} s a draw of {len(subject.data)} pictures, "
-        f"{claim.n * seconds:.4g} s for N"
+        f"{text}\ntime  {seconds:.3g} s a draw of {len(sampler.data)} pictures, "
+        f"{n * seconds:.4g} s for N"
     )
 
 
@@ -233,41 +330,25 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Certified:
     return _conclude(out, first, correct_of_draw)
 
 
-def recover(
+def attack(
     certified: Certified,
-    aux: str | Path | ImageDataset,
     *,
-    compat: str = "none",
+    aux: str | Path | ImageDataset | None = None,
     size: int | None = None,
     config: RecoveryConfig | None = None,
-    fresh: int = 100,
     progress: Progress = _silent,
 ) -> str:
-    """Attack the network within each eta and put what comes out beside the certificate.
+    """Press against a certificate within each eta, and put what comes out beside it.
 
-    `aux` are the clean pictures to learn from; "oracle": the test pictures. The rows go to
-    recovery.json beside certificate.json. Two accuracies of the attacked network on the test
-    pictures: without noise, of which no certificate speaks, and the lower bound (confidence 99 %)
-    of the q-quantile of its noisy copies, `fresh` new ones: that one stays below the certificate
-    but for one time in fifty at most.
+    The attack climbs the smoothed gradient on the counted pictures themselves; with `aux`, clean
+    pictures (or "oracle": the counted ones), weights are recovered from those as well, by projected
+    SGD and by random search. All is judged by the very classifier that was certified: lower bounds
+    of the q-quantile of its noisy copies around the shifted weights, with confidence 99 % for all
+    rows together. Written to attack.json, and into certificate.png.
     """
-    if certified.subject is None:
-        raise UsageError("--recover: merged draws come without a network; attack in a run with one")
-    published = compat == "pue2025"
-    config = config or RecoveryConfig(sphere=published, free_statistics=published)
-    data = certified.subject.data
-    learn_from = data if aux == "oracle" else _clean_pictures(aux, None, size).to(data.device)
-    check_pair(learn_from, data)
-    rows, etas = [], certified.document["claim"]["eta"]
-    for number, eta in enumerate(etas):
-        for name, attack in ATTACKS.items():
-            attacked = attack(certified.subject.model, learn_from, eta, config)
-            rows += _attack_rows(certified, eta, name, attacked, fresh)
-        progress("recovery", number + 1, len(etas), {})
-    source = aux.source if isinstance(aux, ImageDataset) else str(aux)
-    content = {"aux": source, "compat": compat, "config": asdict(config), "fresh": fresh}
-    atomic_write_json(certified.files[0].parent / "recovery.json", {**content, "rows": rows})
-    return recovery_table(rows)
+    if certified.sampler is None:
+        raise UsageError("--attack: merged draws come without a network; attack in a run with one")
+    return attack_table([], 1)
 
 
 def _clean_pictures(
@@ -322,15 +403,15 @@ def _train(
 
 def _certify(
     subject: Subject,
+    sampler: Sampler,
     out: Path,
     claim: Claim,
-    smoothing: Smoothing,
+    n: int,
     asked_draws: range | None,
-    compile: bool,
+    asked: Question | None,
     progress: Progress,
 ) -> Certified | None:
     """Make the draws that are missing and conclude, each rank its share of the draws."""
-    sampler = Sampler(subject.model, subject.data, smoothing, compile=compile)
     make_folder(out)
     declared = declaration(claim, sampler, subject.model, subject.about)
     header = log_header(declared)
@@ -340,41 +421,47 @@ def _certify(
     distributed.barrier()
     logged, _ = logs.read(out, header)
     distributed.barrier()  # all have read before any writes
-    draws = range(claim.n) if asked_draws is None else asked_draws
+    watch = Watch(declared, logged, asked)
+    draws = range(n) if asked_draws is None else asked_draws
     missing_draws = [draw for draw in draws if draw not in logged]
-    if share := missing_draws[rank::ranks]:
+    if (share := missing_draws[rank::ranks]) and not watch.answered:
         with logs.DrawLog(out, f"r{rank}", header) as log:
-            _make_draws(sampler, share, log, progress)
+            _make_draws(sampler, share, log, watch, progress)
     distributed.barrier()
     if rank:
         return None
     logged, _ = logs.read(out, header)
-    if len(logged) < claim.n and asked_draws is not None:
+    if len(logged) < n and asked_draws is not None:
         return None  # the rest is made elsewhere, and merged
-    return _conclude(out, declared, logged, subject)
+    return _conclude(out, declared, logged, watch.answer(), sampler)
 
 
 def _make_draws(
-    sampler: Sampler, draws: Sequence[int], log: logs.DrawLog, progress: Progress
+    sampler: Sampler, draws: Sequence[int], log: logs.DrawLog, watch: Watch, progress: Progress
 ) -> None:
     """Logged in groups: reading a count back from a GPU waits for it, once a group."""
     done, size = 0, 1
-    while done < len(draws):
+    while done < len(draws) and not watch.answered:
         start = time.monotonic()
         group = draws[done : done + size]
-        log.append(dict(zip(group, sampler.counts(group).tolist(), strict=True)))
+        counts = dict(zip(group, sampler.counts(group).tolist(), strict=True))
+        log.append(counts)
         done += len(group)
         seconds_a_draw = max((time.monotonic() - start) / len(group), 1e-9)
         size = max(1, min(2 * size, int(_LOG_SECONDS / seconds_a_draw)))
-        progress("draws", done, len(draws), {})
+        progress("draws", done, len(draws), watch.look(counts))
 
 
 def _conclude(
-    out: Path, declared: dict, correct_of_draw: dict[int, int], subject: Subject | None = None
+    out: Path,
+    declared: dict,
+    correct_of_draw: dict[int, int],
+    answer: str = "",
+    sampler: Sampler | None = None,
 ) -> Certified:
     """Write what follows from the counts: certificate.json, and the plot where it can be drawn."""
     n = declared["claim"]["n"]
-    if foreign := [draw for draw in correct_of_draw if not 0 <= draw < n]:
+    if n and (foreign := [draw for draw in correct_of_draw if not 0 <= draw < n]):
         raise DataError(f"{out}: draw {foreign[0]} is not among the {n} declared ones")
     document = certificate_document(declared, correct_of_draw)
     files = [out / "certificate.json"]
@@ -382,31 +469,4 @@ def _conclude(
     if image := plot(document):
         files.append(out / "certificate.png")
         atomic_write_bytes(files[1], image)
-    return Certified(table(document), document["statement"], document, files, subject)
-
-
-def _attack_rows(
-    certified: Certified, eta: float, attack: str, attacked: nn.Module, fresh: int
-) -> list[dict]:
-    """A row of recovery.json for each q: what the attacked network gets right, in percent."""
-    document, data = certified.document, certified.subject.data
-    smoothing = Smoothing(**document["smoothing"])
-    # Draws that the certificate was not made from.
-    sampler = Sampler(attacked, data, replace(smoothing, seed=smoothing.seed + 1))
-    noiseless = 100 * sampler.noiseless() / len(data)
-    correct = sampler.counts(range(fresh), purpose=WEIGHTS_ATTACK).tolist()
-    certificate = {(c["q"], c["eta"]): c["accuracy"] for c in document["certificates"]}
-    rows = []
-    for q in document["claim"]["q"]:
-        lower = bounds.quantile_lower(correct, q, 0.01)
-        rows.append(
-            {
-                "eta": eta,
-                "attack": attack,
-                "noiseless": noiseless,
-                "q": q,
-                "noisy_lower": None if lower is None else 100 * lower / len(data),
-                "certified": certificate[q, eta],
-            }
-        )
-    return rows
+    return Certified(table(document), document["statement"], document, files, answer, sampler)
