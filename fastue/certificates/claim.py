@@ -4,6 +4,7 @@ Imports no torch, so that the command line shows these defaults at once.
 """
 
 import math
+import struct
 from dataclasses import dataclass
 
 from fastue.core.errors import UsageError
@@ -14,6 +15,10 @@ BN_POLICIES = {
     "reestimated": "re-estimated for each noisy copy on fixed pictures without their labels",
 }
 ARITHMETIC = {"fp32": "float32", "bf16-folded": "bf16"}  # what is evaluated is what is certified
+SCALES = {
+    "canonical": "in units of the root mean square of each filter or layer",
+    "raw": "the same on every weight, as published",
+}
 
 _ETA_SHARES = (0.04, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)  # of sigma: a thousand draws reach the last
 
@@ -48,24 +53,31 @@ class Claim:
 class Smoothing:
     """What a count depends on beside the network and the pictures.
 
-    `sigma` is in the units of the weights.
+    `sigma` is in the units of `scale` and rounded to float32, in which the noise is made. Without a
+    `seed` the Sampler derives it from what is certified.
     """
 
     sigma: float = 0.25
-    seed: int = 0
+    seed: int | None = None
     bn: str = "stored"
     arithmetic: str = "fp32"
     batch: int = 256  # the rounding of sums may depend on it
+    scale: str = "canonical"
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise UsageError(f"--sigma {self.sigma}: must be above 0")
+        if not 0 < (rounded := _float32(self.sigma)) < math.inf:
+            raise UsageError(f"--sigma {self.sigma}: must be above 0, and finite, in float32")
+        object.__setattr__(self, "sigma", rounded)
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise UsageError(f"--seed {self.seed}: must be in [0, 2^64)")
         if self.bn not in BN_POLICIES:
             raise UsageError(f"--bn {self.bn}: use one of {', '.join(BN_POLICIES)}")
         if self.arithmetic not in ARITHMETIC:
             raise UsageError(f"--arithmetic {self.arithmetic}: use one of {', '.join(ARITHMETIC)}")
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: must be at least 1")
+        if self.scale not in SCALES:
+            raise UsageError(f"--scale {self.scale}: use one of {', '.join(SCALES)}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,14 @@ class Training:
     epochs: int = 60
     seed: int = 0
     precision: str = "auto"
+
+
+def _float32(value: float) -> float:
+    """The nearest float32; infinite where there is none."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.inf
 
 
 def _comma_list(values: tuple[float, ...]) -> str:
