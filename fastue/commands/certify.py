@@ -7,7 +7,7 @@ the first draw. The directory then holds `draws-*.log`, and at the end `certific
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -84,7 +84,7 @@ def certify(
     bn: str = Smoothing.bn,
     arithmetic: str = Smoothing.arithmetic,
     batch: int | None = None,
-    seed: int = Smoothing.seed,
+    seed: int | None = Smoothing.seed,
     draws: range | None = None,
     labels: str | Path | None = None,
     size: int | None = None,
@@ -151,7 +151,12 @@ def certify(
 
 
 def smoothing_for(
-    device: torch.device, sigma: float, seed: int, bn: str, arithmetic: str, batch: int | None
+    device: torch.device,
+    sigma: float,
+    seed: int | None,
+    bn: str,
+    arithmetic: str,
+    batch: int | None,
 ) -> Smoothing:
     """With the batch that suits the device where none is named."""
     if batch is None:
@@ -391,8 +396,8 @@ def _attack_rows(
     """A row of recovery.json for each q: what the attacked network gets right, in percent."""
     document, data = certified.document, certified.subject.data
     smoothing = Smoothing(**document["smoothing"])
-    # Draws that the certificate was not made from.
-    sampler = Sampler(attacked, data, replace(smoothing, seed=smoothing.seed + 1))
+    sampler = Sampler(attacked, data, smoothing)  # of other draws than those of the certificate
+    data = sampler.data
     noiseless = 100 * sampler.noiseless() / len(data)
     correct = sampler.counts(range(fresh), purpose=WEIGHTS_ATTACK).tolist()
     certificate = {(c["q"], c["eta"]): c["accuracy"] for c in document["certificates"]}
