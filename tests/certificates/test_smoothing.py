@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,10 +43,10 @@ def test_same_counts_as_the_published_loop(trained):
         return bench.given_noise(model, 7, draw)
 
     published = bench.published(copy.deepcopy(model), loader, SIGMA, 12, noise)
-    sampler = Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50))
+    sampler = Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50, scale="raw"))
     assert sampler.counts(range(12)).tolist() == published
     assert len(set(published)) > 3  # else the comparison would prove little
-    smoothing = Smoothing(SIGMA, seed=7, batch=50, arithmetic="bf16-folded")
+    smoothing = replace(sampler.config, arithmetic="bf16-folded")
     bf16 = Sampler(model, data, smoothing).counts(range(12)).tolist()
     assert max(abs(a - b) for a, b in zip(bf16, published, strict=True)) <= 0.05 * len(data)
 
