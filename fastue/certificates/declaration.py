@@ -76,8 +76,10 @@ def read_declared(folder: Path) -> dict:
     # Older ones do not say it:
     declared["claim"].setdefault("rule", "fixed")
     declared["smoothing"].setdefault("scale", "raw")
-    drawn = sum(-(-row["size"] // BLOCK) * BLOCK for row in declared["layers"])
-    return {"held_out": 0, "drawn": drawn, **declared}
+    declared.setdefault("held_out", 0)
+    if "drawn" not in declared:
+        declared["drawn"] = sum(-(-row["size"] // BLOCK) * BLOCK for row in declared["layers"])
+    return declared
 
 
 def _told(declared: dict) -> dict:

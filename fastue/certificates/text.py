@@ -62,11 +62,7 @@ def plan_text(claim: Claim, sigma: float, n: int, budget: float = 0.0) -> str:
         reach = bounds.largest_eta(n, q, sigma, alpha, budget, claim.rule)
         lines.append(f"q {q:g}: {n} draws reach eta {shortened_down(reach, 4)}")
         for eta in claim.eta:
-            draws = needed[q, eta]
-            wants = "no number of draws is enough"
-            if draws < math.inf:
-                wants = f"needs {draws:,.0f} draws"
-            lines.append(f"  eta {eta:<8g} {wants}")
+            lines.append(f"  eta {eta:<8g} {_wants(needed[q, eta])}")
     return "\n".join(lines)
 
 
@@ -102,10 +98,7 @@ def _certified(document: dict) -> str:
     certificates = [c for c in document["certificates"] if c["correct"] is not None]
     best = max(certificates, key=lambda c: (c["q"], c["eta"]), default=None)
     if best is None:
-        return (
-            f"Nothing is certified: {document['n']} draws are too few for any of these (q, eta); "
-            "see --plan."
-        )
+        return "Nothing is certified."
     scope = "for each line of the table by itself"
     if claim["simultaneous"]:
         scope = "for all lines of the table together"
@@ -133,14 +126,18 @@ def _abstained(document: dict) -> str:
     claim, sigma = document["claim"], document["smoothing"]["sigma"]
     needed = planned(claim, sigma, document["tail_budget"])
     parts = []
-    for c in document["certificates"]:
-        if c["correct"] is None:
-            draws = needed[c["q"], c["eta"]]
-            wants = "no number is enough" if draws == math.inf else f"{draws:,.0f} are"
-            parts.append(f"q = {c['q']:g}, eta = {c['eta']:g} ({wants})")
+    for q in claim["q"]:
+        etas = [c["eta"] for c in document["certificates"] if c["q"] == q and c["k"] is None]
+        if etas:
+            wants = (f"{eta:g} ({_wants(needed[q, eta])})" for eta in etas)
+            parts.append(f"q = {q:g}: eta {', '.join(wants)}")
     if not parts:
         return ""
     return f"{document['n']} draws are too few for " + "; ".join(parts) + "."
+
+
+def _wants(draws: float) -> str:
+    return "no number of draws is enough" if draws == math.inf else f"needs {draws:,.0f}"
 
 
 def _not_certified(document: dict) -> str:

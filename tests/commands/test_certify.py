@@ -68,7 +68,8 @@ def test_certificate_of_a_run(surrogate, tmp_path, capsys):
     assert accuracy[0.5, 0.01] <= accuracy[0.5, 0.05] and accuracy[0.5, 0.01] <= 100
     certificates = [c for c in first["certificates"] if c["accuracy"] is not None]
     assert certificates
-    assert all(sorted(first["correct"])[c["k"] - 1] == c["correct"] for c in certificates)
+    for c in certificates:  # the k-th smallest of the first n draws
+        assert sorted(first["correct"][: c["n"]])[c["k"] - 1] == c["correct"]
     assert accuracy[0.9, 0.05] is None and f"{'-':>7}" in printed  # 60 draws say nothing there
     assert certify(surrogate, tmp_path / "a") == 0  # nothing to do, same answer
     assert document(tmp_path / "a") == first
@@ -90,23 +91,99 @@ def test_resumed_and_sharded_gives_the_same(surrogate, tmp_path):
 
 
 def test_missing_draws_count_as_all_right(surrogate, tmp_path, capsys):
-    certify(surrogate, tmp_path / "a", "--draws 0:58")
+    certify(surrogate, tmp_path / "a", "--rule fixed --draws 0:58")
     assert merge([tmp_path / "a"], tmp_path / "c") == 0
     short = document(tmp_path / "c")
     assert short["missing"] == 2
     assert "2 of 60 draws are missing and count as 100 % right" in capsys.readouterr().out
-    certify(surrogate, tmp_path / "whole")
+    certify(surrogate, tmp_path / "whole", "--rule fixed")
     whole = document(tmp_path / "whole")
     for mine, theirs in zip(short["certificates"], whole["certificates"], strict=True):
         if theirs["accuracy"] is not None:
             assert mine["accuracy"] >= theirs["accuracy"]
 
 
+def test_more_draws_go_on_and_a_bound_only_falls(surrogate, tmp_path):
+    """Whatever was seen before: N is not part of the claim."""
+    found = []
+    for n in (20, 60, 40):
+        certify(surrogate, tmp_path / "a", n=n)
+        found.append(document(tmp_path / "a"))
+    assert [content["n"] for content in found] == [20, 60, 60]
+    assert found[1] == found[2] and found[1]["correct"][:20] == found[0]["correct"]
+    for before, after in zip(found[0]["certificates"], found[1]["certificates"], strict=True):
+        assert before["correct"] is None or after["correct"] <= before["correct"]
+    certify(surrogate, tmp_path / "once")
+    assert document(tmp_path / "once") == found[1]
+
+
 def test_another_claim_or_smoothing_is_refused(surrogate, tmp_path, capsys):
-    certify(surrogate, tmp_path / "a", "--draws 0:5")
-    for change in ("--N 70", "--q 0.4", "--alpha 0.05", "--seed 3", "--sigma 0.2"):
-        assert certify(surrogate, tmp_path / "a", change) == 2
+    certify(surrogate, tmp_path / "a", "--rule fixed --draws 0:5")
+    for change in ("--N 70", "--q 0.4", "--alpha 0.05", "--sigma 0.2", "--scale raw"):
+        assert certify(surrogate, tmp_path / "a", f"--rule fixed {change}") == 2
         assert "before the draws are seen" in capsys.readouterr().err
+    assert certify(surrogate, tmp_path / "a") == 2
+
+
+def test_a_claim_cannot_be_made_over_draws_that_were_seen(surrogate, tmp_path, capsys):
+    """Nor with the declaration gone: other draws belong to another claim."""
+    certify(surrogate, tmp_path / "a", "--rule fixed --draws 0:5")
+    seen = document_lines(tmp_path / "a")
+    (tmp_path / "a" / "declared.json").unlink()
+    assert certify(surrogate, tmp_path / "a", "--rule fixed", n=40) == 3
+    assert "another certificate (differs in claim" in capsys.readouterr().err
+    assert certify(surrogate, tmp_path / "b", "--rule fixed --draws 0:5 --alpha 0.02") == 0
+    assert document_lines(tmp_path / "b")[1:] != seen[1:], "another claim, other noise"
+
+
+def document_lines(out) -> list[str]:
+    return (out / "draws-r0.log").read_text().splitlines()
+
+
+def test_a_seed_goes_with_the_published_form(surrogate, tmp_path, capsys):
+    assert certify(surrogate, tmp_path / "a", "--seed 3") == 2
+    assert "nobody picks the best of many seeds" in capsys.readouterr().err
+    for flags, reason in (("--seed -1", "[0, 2^64)"), (f"--seed {2**64}", "[0, 2^64)")):
+        assert certify(surrogate, tmp_path / "a", f"--compat pue2025 {flags}") == 2
+        assert reason in capsys.readouterr().err
+    counts = []
+    for seed in (0, 3, 2**64 - 1):
+        out = tmp_path / str(seed)
+        assert certify(surrogate, out, f"--compat pue2025 --seed {seed}", n=10) == 0
+        content = document(out)
+        assert content["smoothing"]["scale"] == "raw" and content["claim"]["n"] == 10
+        counts.append(tuple(content["correct"]))
+    assert len(set(counts)) == 3
+
+
+def test_until_it_is_decided(surrogate, tmp_path, capsys):
+    """A question that the draws answer early stops them; asked again it needs none."""
+    asked = ["--until", "q=0.5,eta=0.1s <= 100%"]
+    words = [w for w in words_of(surrogate, tmp_path / "yes", n=500) if w not in FLAGS.split()]
+    words += ["--sigma", "0.1", "--batch", "50"]
+    assert main([*words, *asked]) == 0
+    first = document(tmp_path / "yes")
+    assert "q=0.5, eta=0.01 <= 100 %: yes, after " in capsys.readouterr().out
+    assert first["n"] < 100 and first["claim"]["q"] == [0.5] and first["claim"]["eta"] == [0.01]
+    assert main([*words, *asked]) == 0 and document(tmp_path / "yes") == first
+    never = words_of(surrogate, tmp_path / "no", n=500)
+    assert main([*never, "--until", "q=0.9,eta=0.05 <= 1%"]) == 0
+    assert "<= 1 %: no" in capsys.readouterr().out and document(tmp_path / "no")["n"] < 100
+    assert main([*never[:-12], "--until", "q=0.7,eta=0.05 <= 1%"]) == 2
+    for flags in ("--rule fixed", "--draws 0:5"):
+        assert main([*never, *flags.split(), "--until", "q=0.9,eta=0.05 <= 1%"]) == 2
+
+
+def test_statistics_come_from_pictures_that_are_not_counted(surrogate, tiny_folder, tmp_path):
+    for bn in ("frozen-noisy", "reestimated"):
+        assert certify(surrogate, tmp_path / bn, f"--bn {bn}", n=5) == 0
+        content = document(tmp_path / bn)
+        assert content["held_out"] > 10 and content["held_out"] + content["total"] == 160
+        others = f"--bn {bn} --bn-data {tiny_folder('others', 20, 5)}"
+        assert certify(surrogate, tmp_path / f"{bn}-2", others, n=5) == 0
+        content = document(tmp_path / f"{bn}-2")
+        assert content["held_out"] == 0 and content["total"] == 160
+    assert certify(surrogate, tmp_path / "s", f"--bn-data {surrogate[1]}", n=5) == 2
 
 
 def test_refused_merges(surrogate, tmp_path, capsys):
@@ -114,7 +191,7 @@ def test_refused_merges(surrogate, tmp_path, capsys):
     certify(surrogate, tmp_path / "overlapping", "--draws 3:6")
     assert merge([tmp_path / "a", tmp_path / "overlapping"], tmp_path / "c") == 3
     assert "draw 3 is in" in capsys.readouterr().err
-    certify(surrogate, tmp_path / "other", "--seed 3 --draws 6:9")
+    certify(surrogate, tmp_path / "other", "--sigma 0.2 --draws 6:9")
     assert merge([tmp_path / "a", tmp_path / "other"], tmp_path / "c") == 3
     assert "declares another certificate" in capsys.readouterr().err
     assert merge([tmp_path / "nothing"], tmp_path / "c") == 3
@@ -128,7 +205,7 @@ def test_refused_arguments(surrogate, tmp_path, capsys):
         ("--resume", "no draws to go on with"),
         ("--q 1.5", "--q 1.5"),
         ("--eta -1", "--eta -1"),
-        ("--draws 50:80", "declared draws are 0:60"),
+        ("--draws 50:80", "there are N draws, 0:60"),
         ("--train-on somewhere", "either --surrogate FILE or --train-on DIR"),
         ("--labels nowhere.csv", "nowhere.csv"),
     ):
@@ -152,7 +229,7 @@ def test_ranks_share_the_draws(surrogate, tmp_path):
 
 
 def test_plan(surrogate, capsys):
-    flags = "certify --plan --sigma 0.25 --q 0.9 --eta 0.5 --pointwise"
+    flags = "certify --plan --sigma 0.25 --q 0.9 --eta 0.5 --pointwise --rule fixed"
     assert main(flags.split()) == 0
     printed = capsys.readouterr().out
     # the figures of the paper's bound
@@ -162,21 +239,23 @@ def test_plan(surrogate, capsys):
     assert "s a draw of 160 pictures" in capsys.readouterr().out
 
 
-def test_train_on_and_recover(surrogate, tiny_folder, tmp_path, capsys, monkeypatch):
-    """A surrogate trained here, its certificate, and the recovery attack beside it."""
+@pytest.mark.parametrize("bn", ["stored", "frozen-noisy"])
+def test_train_on_and_attack(surrogate, tiny_folder, tmp_path, capsys, monkeypatch, bn):
+    """A surrogate trained here, its certificate, and what attacks reach beside it."""
     _, test = surrogate
     monkeypatch.setattr(command, "RecoveryConfig", short_recovery)
     train = tiny_folder("train", 60, 1)
-    flags = "--N 40 --arch cnn-w8 --epochs 2 --sigma 0.1 --eta 0.02 --q 0.5 --seed 1"
+    flags = f"--N 60 --arch cnn-w8 --epochs 2 --sigma 0.1 --eta 0.02,0.1 --q 0.5 --bn {bn}"
     named = ["--train-on", train, "--clean", test, "--out", tmp_path / "a"]
     words = ["certify", *map(str, named), *flags.split()]
-    assert main([*words, "--recover", "--aux", str(train)]) == 0
+    assert main([*words, "--attack", "--aux", str(train)]) == 0
     assert (tmp_path / "a" / "surrogate.safetensors").exists()
-    rows = json.loads((tmp_path / "a" / "recovery.json").read_text())["rows"]
-    assert [row["attack"] for row in rows] == ["sgd", "random"]
-    assert "without noise" in capsys.readouterr().out
-    assert all(row["noisy_lower"] <= row["certified"] for row in rows)
-    assert main([*words, "--recover"]) == 2
+    rows = json.loads((tmp_path / "a" / "attack.json").read_text())["rows"]
+    assert [row["attack"] for row in rows] == 2 * ["ascent", "sgd", "random"]
+    assert "certified, at most" in capsys.readouterr().out
+    certified = [row for row in rows if row["certified"] is not None]
+    assert certified and all(row["reached"] <= row["certified"] for row in certified)
+    assert main([*words, "--aux", str(train)]) == 2
 
 
 def short_recovery(**arguments):
