@@ -164,7 +164,9 @@ def _plan(args) -> str:
     from fastue.models.training import resolve_device
 
     device = resolve_device(args.device)
-    claim, smoothing, _ = command.claim_for(device, **_arguments(command.claim_for, args))
+    claim, smoothing, _ = command.claim_for(
+        **_arguments(command.claim_for, args) | {"device": device}
+    )
     if not (args.surrogate and args.clean):
         return command.plan(claim, smoothing, args.N)
     subject = command.prepare(

@@ -38,7 +38,8 @@ COMMANDS = {
     "pue": f"protect {PICTURES} --out pue --mode sample {_PUE}",
     "certificate": (
         f"certify --surrogate emn-class --clean {TEST} --out certificate --N 40 --sigma 0.1 "
-        "--q 0.5,0.9 --eta 0.01,0.02 --batch 8 --seed 5 --device cpu"
+        "--q 0.5,0.9 --eta 0.01,0.02 --batch 8 --seed 5 --device cpu "
+        "--compat pue2025"
     ),
     "attack": (
         f"attack emn-class --clean {TEST} --source {PICTURES} --out attack --arch cnn-w2 "
@@ -109,12 +110,18 @@ def canary() -> str:
     return digest.hexdigest()
 
 
+def certified(document: dict) -> dict:
+    """Of certificate.json: what was counted and what follows from it."""
+    columns = [[c[key] for key in ("q", "eta", "k", "correct")] for c in document["certificates"]]
+    kept = {key: document[key] for key in ("correct", "noiseless_correct")}
+    return {**kept, "certificates": columns}
+
+
 def results(folder: Path) -> dict:
     """What must stay of what the commands wrote: hashes of files, values of JSON."""
     summary = {name: _protected(folder / name) for name in PROTECTED}
     document = json.loads((folder / "certificate" / "certificate.json").read_text())
-    kept = ("digest", "correct", "certificates", "noiseless_correct")
-    summary["certificate"] = {key: document[key] for key in kept}
+    summary["certificate"] = certified(document)
     rows = {}
     for path in sorted((folder / "attack" / "rows").iterdir()):
         row = json.loads(path.read_text())

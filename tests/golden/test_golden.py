@@ -14,7 +14,7 @@ from fastue.data.store import NoiseStore
 from fastue.data.tensorfile import read_tensors, write_tensors
 from fastue.data.verify import verify
 
-from .commands import COMMANDS, PICTURES, PORTABLE, UNFINISHED, arguments, write_pictures
+from .commands import COMMANDS, PICTURES, UNFINISHED, arguments, certified, write_pictures
 
 HERE = Path(__file__).parent
 RECORD = json.loads((HERE / "hashes.json").read_text())
@@ -91,20 +91,16 @@ def test_an_unfinished_run_of_old_goes_on(old):
     assert verify(UNFINISHED, PICTURES).ok and not (old / UNFINISHED / "work").exists()
 
 
-def test_draws_of_old_are_read_not_made_again(old, monkeypatch):
-    # Draws belong to the kernels they were made with.
-    monkeypatch.setenv("FASTUE_BACKEND", PORTABLE["FASTUE_BACKEND"])
-    log = old / "certificate" / "draws-r0.log"
+def test_draws_of_old_are_merged_but_not_mixed(old, capsys):
+    """They say less of the machine that made them than today's: no more can be added to them."""
     before = json.loads((old / "certificate" / "certificate.json").read_text())
-    declared = contents(old / "certificate")["declared.json"]
-    draws = log.read_bytes()
-    (old / "certificate" / "certificate.json").unlink()
-    assert main(arguments("certificate")) == 0
-    after = json.loads((old / "certificate" / "certificate.json").read_text())
-    assert log.read_bytes() == draws
-    assert contents(old / "certificate")["declared.json"] == declared
-    assert after["correct"] == before["correct"] and after["missing"] == 0
-    assert after["certificates"] == before["certificates"]
+    there = contents(old / "certificate")
+    assert main(["certify", "--merge", "certificate", "--out", "again"]) == 0
+    after = json.loads((old / "again" / "certificate.json").read_text())
+    assert certified(after) == certified(before) and after["missing"] == 0
+    assert main(arguments("certificate")) == 2
+    assert "name a new --out" in capsys.readouterr().err
+    assert contents(old / "certificate") == there
 
 
 def test_rows_of_old_are_not_trained_again(old):
