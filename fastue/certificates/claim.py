@@ -28,7 +28,7 @@ RULES = {
     "fixed": "of N draws declared beforehand, which all have to be made",
 }
 
-DRAWS = 1000
+DRAWS = 1200
 
 _ETA_SHARES = (0.04, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)  # of sigma
 
