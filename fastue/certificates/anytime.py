@@ -15,23 +15,35 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastue.certificates.bounds import check, checked_counts, log_e_value
+from fastue.certificates.bounds import (
+    LOOK,
+    check,
+    checked_counts,
+    local_level,
+    log_e_value,
+    order_index,
+)
 from fastue.core.errors import UsageError
 
 
 class AnytimeBounds:
     """Upper bounds of the quantiles at `levels` of counts in [0, total].
 
-    With probability 1-alpha none is ever below its quantile. Each of the distinct levels below 1
-    has an equal part of alpha, `alpha_local`. From 1 on a level abstains and costs nothing.
+    With probability 1-alpha none is ever below its quantile. Half of alpha goes to the e-processes,
+    an equal part, `alpha_local`, to each of the distinct levels below 1. The other half goes to the
+    order statistics of the first `LOOK` draws, as `certify` has them for a declared number: there
+    most runs end, and these are lower. From 1 on a level abstains and costs nothing.
     """
 
     def __init__(self, levels: Sequence[float], total: int, alpha: float) -> None:
         self.total = total
-        self._distinct = sorted({float(level) for level in levels if level < 1})
+        self._distinct = sorted({float(level) for level in levels if not level >= 1})
         check(level=self._distinct, total=total, alpha=alpha)
-        self._row = [self._distinct.index(level) if level < 1 else None for level in levels]
-        self.alpha_local = alpha / max(1, len(self._distinct))
+        self._row = [self._distinct.index(level) if not level >= 1 else None for level in levels]
+        self.alpha_local = alpha / 2 / max(1, len(self._distinct))
+        at_look = local_level(LOOK, tuple(self._distinct), alpha / 2)
+        indices = [order_index(LOOK, level, at_look) or LOOK + 1 for level in self._distinct]
+        self._allowed_at_look = LOOK - np.array(indices, np.int64)
         self._counts = np.empty(0, np.int64)  # those seen, and room
         self._allowed = np.empty((len(self._distinct), 1), np.int64)  # see `allowed_failures`
         self.draws = 0
@@ -89,6 +101,8 @@ class AnytimeBounds:
         self._counts = np.concatenate([self._counts, np.empty(room - len(self._counts), np.int64)])
         rows = [allowed_failures(room, level, self.alpha_local) for level in self._distinct]
         self._allowed = np.array(rows).reshape(len(rows), room + 1)
+        at_look = self._allowed[:, LOOK]
+        np.maximum(at_look, self._allowed_at_look, out=at_look)
 
 
 @lru_cache(maxsize=64)
@@ -101,7 +115,8 @@ def allowed_failures(draws: int, level: float, alpha: float) -> np.ndarray:
     # than `draws` trials may: to decide, more than `level` of them have to succeed.
     size = 1 << (math.ceil(draws * (1 - level)) + 2).bit_length()
     successes = np.full(size + 1, draws + 1)
-    successes[:1] = _fewest_successes(np.zeros(1), np.ones(1), successes[:1], level, alpha)
+    none = np.zeros(1, np.int64)
+    successes[:1] = _fewest_successes(none, none + 1, none + draws + 1, level, alpha)
     step = size // 2
     while step:
         middle = np.arange(step, size, 2 * step)
@@ -116,23 +131,13 @@ def allowed_failures(draws: int, level: float, alpha: float) -> np.ndarray:
 def _fewest_successes(
     failures: np.ndarray, low: np.ndarray, high: np.ndarray, level: float, alpha: float
 ) -> np.ndarray:
-    """The least in [low, high] that decides against `failures`; `high` where none below does.
-
-    By bisection, but the first steps stay near the middle, where between neighbours it mostly is.
-    """
-    low, high, failures = (np.array(x, np.int64) for x in (low, high, failures))
-    probe, reach = (low + high) // 2, 1
-    while len(active := np.flatnonzero(low < high)):
-        at, f = probe[active], failures[active]
-        enough = log_e_value(at, f, level) >= -math.log(alpha)
-        low[active] = np.where(enough, low[active], at + 1)
-        high[active] = np.where(enough, at, high[active])
-        middle = (low + high) // 2
-        near = np.where(enough, high[active] - reach, low[active] + reach - 1)
-        probe[active] = np.where(
-            enough, np.maximum(near, middle[active]), np.minimum(near, middle[active])
-        )
-        reach *= 2
+    """The least in [low, high] that decides against `failures`; `high` where none below does."""
+    low, high = np.array(low), np.array(high)
+    while len(open_ := np.flatnonzero(low < high)):
+        at = (low[open_] + high[open_]) // 2
+        enough = log_e_value(at, failures[open_], level) >= -math.log(alpha)
+        low[open_] = np.where(enough, low[open_], at + 1)
+        high[open_] = np.where(enough, at, high[open_])
     return low
 
 

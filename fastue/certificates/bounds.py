@@ -25,6 +25,7 @@ from fastue.core.errors import UsageError
 
 JOINT_DRAWS = 100_000  # `local_level` is exact up to this many draws, a union bound beyond
 PRIOR_DRAWS = 10  # what the prior of `log_e_value` weighs
+LOOK = 1000  # at so many draws half of the anytime rule's alpha is spent
 _MOST_DRAWS = 1 << 60  # that a planner thinks of
 
 _OPEN = (lambda x: (x > 0) & (x < 1), "in (0, 1)")
@@ -32,6 +33,7 @@ _WHOLE = (lambda x: (x >= 1) & (x == np.floor(x)), "a whole number, at least 1")
 _RULES = dict.fromkeys(("q", "level", "alpha", "delta", "share"), _OPEN) | dict.fromkeys(
     ("n", "total"), _WHOLE
 )
+_RULES["rule"] = (lambda x: (x == "anytime") | (x == "fixed"), '"anytime" or "fixed"')
 _RULES["eta"] = (lambda x: (x >= 0) & (x < np.inf), "at least 0")
 _RULES["sigma"] = (lambda x: (x > 0) & (x < np.inf), "above 0")
 _RULES["budget"] = (lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
@@ -278,11 +280,12 @@ def kl_upper(share: float, divergence: float) -> float:
     def kl(p: float) -> float:
         up = p - share  # the logarithms of 1 +- something small do not cancel
         heads = -share * math.log1p(up / share) if share else 0.0
-        return heads - (1 - share) * math.log1p(-up / (1 - share))
+        return heads - (1 - share) * np.log1p(-up / (1 - share))
 
     low, high = share, 1.0
-    while low < (p := (low + high) / 2) < high:
-        low, high = (p, high) if kl(p) <= divergence else (low, p)
+    with np.errstate(divide="ignore"):  # infinite where p rounds to 1
+        while low < (p := (low + high) / 2) < high:
+            low, high = (p, high) if kl(p) <= divergence else (low, p)
     return high
 
 
@@ -313,7 +316,8 @@ def _enough(n: int, level: float, alpha: float, rule: str) -> bool:
         return False
     if rule == "fixed":
         return betainc(n, 1, level) <= alpha  # as in `order_index`
-    return log_e_value(n, 0, level) >= -math.log(alpha)
+    looked = n >= LOOK and betainc(LOOK, 1, level) <= alpha / 2  # see `AnytimeBounds`
+    return looked or log_e_value(n, 0, level) >= -math.log(alpha / 2)
 
 
 def largest_eta(
@@ -323,7 +327,7 @@ def largest_eta(
 
     `alpha` is that of this certificate alone; `rule` "anytime" or "fixed".
     """
-    check(n=n, q=q, sigma=sigma, alpha=alpha, budget=budget)
+    check(n=n, q=q, sigma=sigma, alpha=alpha, budget=budget, rule=rule)
 
     def reached(eta: float) -> bool:
         return _enough(n, float(shifted_level(q, eta, sigma, budget)), alpha, rule)
@@ -347,11 +351,10 @@ def needed_draws(
 ) -> list[float]:
     """The draws from which on each (q, eta) of a claim does not abstain, in the order of `certify`.
 
-    Whatever the counts, and `inf` where no number is enough. For the fixed rule they may be one or
-    two per cent more than the fewest: `local_level` is taken for the union bound that it never goes
-    below.
+    Whatever the counts, and `inf` where no number is enough. By the fixed rule a few less may do:
+    `local_level` is taken for the union bound that it never goes below.
     """
-    check(q=q, eta=eta, sigma=sigma, alpha=alpha, budget=budget)
+    check(q=q, eta=eta, sigma=sigma, alpha=alpha, budget=budget, rule=rule)
     levels = grid_levels(q, eta, sigma, budget)
     if simultaneous:
         alpha /= max(1, len({level for level in levels if level < 1}))

@@ -13,8 +13,8 @@ import pytest
 from scipy.special import ndtr, ndtri
 from scipy.stats import binom, chi2, ncx2
 
+from fastue.certificates.anytime import Decision
 from fastue.certificates.bounds import (
-    SequentialTest,
     certify,
     generalisation,
     joint_miss,
@@ -202,7 +202,7 @@ def test_antithetic_pairs_lose_coverage(n, eta, expected):
     assert coverage < 1 - ALPHA - 4 * sd(ALPHA, trials)
 
 
-def test_looking_often_loses_coverage_and_the_sequential_test_does_not():
+def test_looking_often_loses_coverage_and_the_e_process_does_not():
     """After each 50 of 1000 draws the fixed-n certificate, and the lowest counts: must fail."""
     random, q, eta, sigma, trials = np.random.default_rng(11), 0.9, 0.1, 0.25, 2000
     level = shifted_level(q, eta, sigma)
@@ -234,7 +234,7 @@ def decision_boundary(level, alpha, looks):
     "trials, looks", [(4000, 600), pytest.param(10_000, 1500, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("eta", [1e-3, 0.1, 0.2])
-def test_sequential_test_rarely_decides_wrongly(eta, trials, looks):
+def test_decision_rarely_decides_wrongly(eta, trials, looks):
     """Success probability exactly at the level, every draw a look, stopped when it suits."""
     random, level = np.random.default_rng(12), shifted_level(0.9, eta, 0.25)
     successes = np.cumsum(random.random((trials, looks)) < level, axis=1, dtype=np.int32)
@@ -247,15 +247,17 @@ def test_sequential_test_rarely_decides_wrongly(eta, trials, looks):
     e = np.exp(log_e_value(at_stop, stop + 1 - at_stop, level))
     assert e.mean() <= 1 + 4 * e.std() / math.sqrt(trials)
     for row in range(0, trials, trials // 20):
-        test = SequentialTest(level, ALPHA)
-        decided = [test.update(s) for s in np.diff(successes[row, :300], prepend=0)]
-        assert decided == np.logical_or.accumulate(crossed[row, :300]).tolist()
+        decision = Decision(level, 0, ALPHA)
+        succeeds = np.diff(successes[row, :300], prepend=0)
+        decided = [decision.update([1 - s]) == "yes" for s in succeeds]
+        if decision.answer != "no":  # which came first, and is for good
+            assert decided == np.logical_or.accumulate(crossed[row, :300]).tolist()
 
 
 @pytest.mark.parametrize(
     "eta, truth, low, high", [(1e-3, 0.99, 55, 80), (0.1, 0.99, 130, 240), (0.2, 0.999, 300, 400)]
 )
-def test_sequential_test_decides_early_where_it_is_true(eta, truth, low, high):
+def test_decision_decides_early_where_it_is_true(eta, truth, low, high):
     random, level = np.random.default_rng(13), shifted_level(0.9, eta, 0.25)
     successes = np.cumsum(random.random((1000, 1000)) < truth, axis=1)
     crossed = successes >= decision_boundary(level, ALPHA, 1000)
@@ -268,7 +270,7 @@ def test_sequential_test_decides_early_where_it_is_true(eta, truth, low, high):
 def test_population_is_covered_only_with_the_generalisation_term(m, q, eta, trials):
     """Pictures x ~ N(0, 1), right if x < theta: accuracy Phi(theta) on the population."""
     random, n, sigma, delta = np.random.default_rng(14), 400, 0.25, 0.01
-    t, rho, level = generalisation(q, eta, sigma, m, delta)
+    step = generalisation(q, eta, sigma, m, delta)
     shifts = np.linspace(-eta, eta, 9)
     truth = ndtr(shifts + sigma * ndtri(q)).max()  # over v on a grid with both ends
     plain, covered = [], []
@@ -276,9 +278,9 @@ def test_population_is_covered_only_with_the_generalisation_term(m, q, eta, tria
         pictures = np.sort(random.standard_normal(m))
         counts = np.searchsorted(pictures, sigma * random.standard_normal(n))
         (without,) = certify(counts, m, q=q, eta=eta, sigma=sigma, alpha=ALPHA)
-        (with_rho,) = certify(counts, m, q=q, eta=eta, sigma=sigma, alpha=ALPHA, budget=rho)
-        assert with_rho.level == pytest.approx(level)
+        (with_rho,) = certify(counts, m, q=q, eta=eta, sigma=sigma, alpha=ALPHA, budget=step.rho)
+        assert with_rho.level == pytest.approx(step.level)
         plain.append(without.accuracy >= truth)
-        covered.append(with_rho.accuracy + t >= truth)
+        covered.append(step.bound(with_rho.correct) >= truth)
     assert np.mean(covered) >= 1 - ALPHA - delta - 4 * sd(ALPHA + delta, trials)
     assert np.mean(plain) < 1 - ALPHA - delta - 4 * sd(ALPHA + delta, trials)
