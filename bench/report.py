@@ -35,7 +35,7 @@ METHODS = (
 
 CERTIFY = (
     "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "times_published",
-    "GFLOP_per_s", "matmul_GFLOP_per_s", "counts", "load", "commit",
+    "times_tuned", "GFLOP_per_s", "matmul_GFLOP_per_s", "counts", "load", "commit",
 )  # fmt: skip
 
 
