@@ -11,14 +11,16 @@ network:
               the same network
   tuned       what somebody who knows PyTorch would write: inference mode, pictures resident in
               channels_last, one flat normal_ a draw, BatchNorm folded behind it, argmax; each core
-              a draw or all cores on one, whichever is faster here; fp32, and bf16-folded where the CPU has bf16
+              a draw or all cores on one, whichever is faster here; fp32 and bf16-folded
   fastue      fastue.certificates.smoothing.Sampler: the same two, and both under torch.compile with
               --compile
 
-tuned and fastue run at fastue's own batch, with the heap as the command sets it.
+tuned and fastue run at fastue's own batch, with the heap as the command sets it, and in bf16 only
+where the CPU has it: elsewhere it is emulated.
 
 How far a side is from what the machine can do: its rate over the network's multiplications is
 printed beside that of a large matrix product in the same arithmetic, timed in the same rounds.
+`cpu_s` are the seconds of all cores together, which hardly count what else the machine does.
 
 Before anything is timed, the first draws of all sides are made from the same noise, and those in
 float32 must give the same counts. Rows are appended to bench/results/certify-<device>.csv.
@@ -54,7 +56,7 @@ from fastue.victims.train import VictimConfig, fit
 
 FIELDS = (
     "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "min_s", "max_s",
-    "times_published", "times_tuned", "GFLOP_per_s", "matmul_GFLOP_per_s",
+    "cpu_s", "times_published", "times_tuned", "GFLOP_per_s", "matmul_GFLOP_per_s",
     "counts", "device", "threads", "load", "torch", "triton", "fastue", "commit", "time",
 )  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16-folded": torch.bfloat16}
@@ -357,8 +359,10 @@ def main() -> int:
     def noise(draw):
         return given_noise(model, 0, draw)
 
-    # Of the products of large matrices; bf16 only where the CPU has it: elsewhere it is emulated.
-    rates = {a: [] for a in DTYPES if a == "fp32" or config.precision == "bf16"}
+    # arithmetic -> GFLOP/s of large matrix products
+    rates: dict[str, list[float]] = {
+        a: [] for a in DTYPES if a == "fp32" or config.precision == "bf16"
+    }
     # (side, arithmetic, compiled) -> counts of noise of its own, or of noise(draw)
     sides: dict[tuple, Callable] = {
         ("published", "fp32", False): lambda z=None: published(
@@ -391,15 +395,17 @@ def main() -> int:
         model(torch.zeros(1, *test.shape))
     work = counter.get_total_flops() * count / 1e9
     times: dict[tuple, list[float]] = {side: [] for side in sides}
+    cores_s: dict[tuple, list[float]] = {side: [] for side in sides}
     for number in range(given.rounds):
         for side, call in sides.items():
             ours = side[0] in ("tuned", "fastue")
             with freed_memory_kept() if ours else contextlib.nullcontext():
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
                 call()
                 times[side].append((time.perf_counter() - start) / given.draws)
+                cores_s[side].append((time.process_time() - busy) / given.draws)
             print(
-                f"round {number + 1} {side} {times[side][-1]:.3f} s a draw, load {os.getloadavg()[0]:.1f}",
+                f"round {number + 1} {side} {times[side][-1]:.4f} s a draw, load {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
         for arithmetic, measured in rates.items():
@@ -416,12 +422,14 @@ def main() -> int:
             "side": side, "arch": given.arch, "arithmetic": arithmetic, "compiled": int(compiled), "pictures": count,
             "sigma": given.sigma, "draws": given.draws, "rounds": given.rounds, "p50_s": f"{p50:.4f}",
             "min_s": f"{min(seconds):.4f}", "max_s": f"{max(seconds):.4f}",
+            "cpu_s": f"{quantiles(cores_s[side, arithmetic, compiled])[1]:.4f}",
             "times_published": of["published"], "times_tuned": of["tuned"],
             "GFLOP_per_s": f"{work / p50:.0f}", "matmul_GFLOP_per_s": f"{rate:.0f}",
             "counts": " ".join(map(str, counts[side, arithmetic, compiled])),
             "load": f"{os.getloadavg()[0]:.1f}", **about,
         })  # fmt: skip
-        print(f"{side:<10} {arithmetic:<12} compiled {int(compiled)} {p50:8.4f} s a draw "
+        print(f"{side:<10} {arithmetic:<12} compiled {int(compiled)} {p50:8.4f} s a draw, "
+              f"{rows[-1]['cpu_s']} of all cores "
               f"{of['published'] or '-':>6}x published {of['tuned'] or '-':>6}x tuned "
               f"{work / p50:6.0f} GFLOP/s, {100 * work / p50 / rate:.0f} % of a matrix product's")  # fmt: skip
     if not given.dry_run:

@@ -34,8 +34,8 @@ METHODS = (
 )  # fmt: skip
 
 CERTIFY = (
-    "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "times_published",
-    "times_tuned", "GFLOP_per_s", "matmul_GFLOP_per_s", "counts", "load", "commit",
+    "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "cpu_s",
+    "times_published", "times_tuned", "GFLOP_per_s", "matmul_GFLOP_per_s", "counts", "load", "commit",
 )  # fmt: skip
 
 
