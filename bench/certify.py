@@ -366,10 +366,10 @@ def main() -> int:
     # (side, arithmetic, compiled) -> counts of noise of its own, or of noise(draw)
     sides: dict[tuple, Callable] = {
         ("published", "fp32", False): lambda z=None: published(
-            live, loader, given.sigma, given.draws, z
+            copy.deepcopy(live) if z else live, loader, given.sigma, given.draws, z
         ),
         ("peer", "fp32", False): lambda z=None: peer(
-            folder, live, loader, given.sigma, given.draws, z
+            folder, copy.deepcopy(live) if z else live, loader, given.sigma, given.draws, z
         ),
     }
     sides = {side: call for side, call in sides.items() if side[0] in names}
