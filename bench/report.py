@@ -23,6 +23,7 @@ Not measured on a GPU. On a machine with one, `python -m bench.ops`, `python -m 
 TITLES = {
     "methods": "Methods, a whole EMN iteration",
     "certify": "Certify, seconds for a noisy copy of a network",
+    "grouped": "Several copies of a small network in one launch",
 }
 OPS = (
     "op", "case", "dtype", "backend", "p50_ms", "GB_per_s", "percent_of_copy", "times_chain", "times_reference",
@@ -34,8 +35,11 @@ METHODS = (
 )  # fmt: skip
 
 CERTIFY = (
-    "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "times_published",
-    "GFLOP_per_s", "matmul_GFLOP_per_s", "counts", "load", "commit",
+    "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "cpu_s",
+    "times_published", "times_tuned", "GFLOP_per_s", "matmul_GFLOP_per_s", "counts", "load", "commit",
+)  # fmt: skip
+GROUPED = (
+    "arch", "pictures", "copies", "way", "rounds", "p50_ms", "cpu_ms", "times_one_by_one", "load", "commit",
 )  # fmt: skip
 
 
@@ -76,6 +80,8 @@ def main() -> None:
             text += table(last_run(rows, ("arch", "pictures", "steps", "mode")), METHODS)
         elif kind == "certify":
             text += table(last_run(rows, ("arch", "pictures")), CERTIFY)
+        elif kind == "grouped":
+            text += table(newest(rows, ("arch", "pictures", "copies", "way")), GROUPED)
         else:
             text += table(newest(rows, ("op", "case", "dtype", "backend")), OPS)
     PAGE.write_text(text if gpu else text + NO_GPU)

@@ -9,7 +9,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_weights
 
 from fastue.models.conv import FoldedConv, is_plain
 
@@ -28,11 +27,13 @@ class FrozenCopy:
         self.model = model
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         module = copy.deepcopy(model)
-        self._folded = [name for name, part in model.named_modules() if _is_conv_bn(part)]
-        for name in self._folded:
-            sequence = module.get_submodule(name)
-            sequence[0] = FoldedConv(sequence[0], relu=len(sequence) == 3)
-            del sequence[1:]
+        self._pairs = []  # (folded convolution, the live one, its BatchNorm)
+        for name, part in model.named_modules():
+            if _is_conv_bn(part):
+                sequence = module.get_submodule(name)
+                sequence[0] = FoldedConv(part[0], relu=len(part) == 3)
+                del sequence[1:]
+                self._pairs.append((sequence[0], *part[:2]))
         for name, part in list(module.named_modules()):
             if is_plain(part):
                 module.set_submodule(name, FoldedConv(part, relu=False))
@@ -41,6 +42,13 @@ class FrozenCopy:
             if isinstance(part, FoldedConv):
                 part.bias.data = part.bias.data.float()
         self._module = module.eval().requires_grad_(False)
+        of_pairs = {id(value) for folded, *_ in self._pairs for value in folded.parameters()}
+        source = model.state_dict(keep_vars=True)
+        self._others = [
+            (value, source[name])  # a convolution without a bias has one of zeros in the copy
+            for name, value in module.state_dict(keep_vars=True).items()
+            if name in source and id(value) not in of_pairs
+        ]
         self.module = self._module
         if compile:
             mode = "reduce-overhead" if next(model.parameters()).is_cuda else None
@@ -50,23 +58,14 @@ class FrozenCopy:
     @torch.no_grad()
     def refresh(self) -> "FrozenCopy":
         """Copy the present weights and statistics of the live network, folded in float32."""
-        target = self._module.state_dict()
-        source = self.model.state_dict()
-        for name in self._folded:
-            conv, norm = self.model.get_submodule(name)[:2]
-            weight, bias = fuse_conv_bn_weights(
-                conv.weight,
-                conv.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
-            source[f"{name}.0.weight"], source[f"{name}.0.bias"] = weight, bias
-        for name, value in target.items():
-            if name in source:  # a convolution without a bias has one of zeros in the copy
-                value.copy_(source[name])
+        for folded, conv, norm in self._pairs:
+            invstd = torch.rsqrt(norm.running_var + norm.eps)
+            scale = (norm.weight * invstd).view(-1, 1, 1, 1)
+            bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+            torch.mul(conv.weight, scale, out=folded.weight)  # rounded once, in the copy's layout
+            torch.add(norm.bias, bias * invstd * norm.weight, out=folded.bias)
+        for value, live in self._others:
+            value.copy_(live)
         return self
 
     def __call__(self, x: Tensor) -> Tensor:

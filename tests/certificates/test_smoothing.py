@@ -46,9 +46,16 @@ def test_same_counts_as_the_published_loop(trained):
     sampler = Sampler(model, data, Smoothing(SIGMA, seed=7, batch=50, scale="raw"))
     assert sampler.counts(range(12)).tolist() == published
     assert len(set(published)) > 3  # else the comparison would prove little
+    for workers in (1, 3):  # the opponent of the benchmark does the same work
+        tuned = bench.Tuned(model, data, sampler.config, workers)
+        assert tuned.counts(range(12), noise) == published
+        own = tuned.counts(range(12))
+        assert own != published and own == tuned.counts(range(12))
     smoothing = replace(sampler.config, arithmetic="bf16-folded")
     bf16 = Sampler(model, data, smoothing).counts(range(12)).tolist()
-    assert max(abs(a - b) for a, b in zip(bf16, published, strict=True)) <= 0.05 * len(data)
+    tuned = bench.Tuned(model, data, smoothing, 1).counts(range(12), noise)
+    for found in (bf16, tuned):
+        assert max(abs(a - b) for a, b in zip(found, published, strict=True)) <= 0.05 * len(data)
 
 
 def test_a_draw_is_a_function_of_its_number(trained):
