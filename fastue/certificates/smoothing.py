@@ -113,6 +113,14 @@ class Sampler:
         moved.digest = _sha256(f"{self.digest} {_tensor_digest(shift)}")
         return moved
 
+    @torch.no_grad()
+    def network(self) -> nn.Module:
+        """A copy of the network without noise, with the BatchNorm statistics it has here."""
+        self.weights.restore()
+        if self.config.bn == "reestimated":
+            self._estimate()
+        return copy.deepcopy(self.model)
+
     def _counts_by_core(self, draws: Sequence[int], purpose: int) -> Tensor:
         threads = torch.get_num_threads()
         cores = min(threads, len(draws)) if self.data.device.type == "cpu" else 1

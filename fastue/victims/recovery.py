@@ -2,7 +2,8 @@
 
 From PUE (arXiv 2405.03316): projected SGD on a few clean pictures, and a random search. By default
 the ball is a ball and BatchNorm statistics stay as they are, so every network visited is one the
-certificate speaks of (with noise on top). The published attack steps onto the *sphere* after every
+certificate speaks of (with noise on top): around theta + shift_between(before, after). A `scale`
+measures shifts as it does, |v / scale|_2. The published attack steps onto the *sphere* after every
 step, outward too, lets the statistics move freely, and trains on the test set; `sphere` and
 `free_statistics` repeat the first two, the caller's choice of pictures the third.
 """
@@ -12,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastue.data.augment import crop_flip
 from fastue.data.dataset import ImageDataset, batches, epoch_order
-from fastue.models.flat import FlatParameters
+from fastue.models.flat import FlatParameters, flattened
 from fastue.models.training import accuracy, sgd, to_input, train_step
 from fastue.ops import WEIGHTS_ATTACK
 from fastue.victims.train import TEST_BATCH
@@ -25,7 +26,7 @@ from fastue.victims.train import TEST_BATCH
 @dataclass(frozen=True)
 class RecoveryConfig:
     """The published values. eta, and the length of the random directions, are global l2 norms in
-    the units of the weights."""
+    the units of the weights, or of the scale."""
 
     epochs: int = 60
     batch: int = 128
@@ -38,12 +39,22 @@ class RecoveryConfig:
     precision: str = "float32"
 
 
-def project(weights: FlatParameters, eta: float, sphere: bool = False) -> None:
-    """live = base + v with |v|_2 <= eta; with `sphere` exactly eta wherever v is not zero."""
+def project(
+    weights: FlatParameters, eta: float, sphere: bool = False, scale: Tensor | None = None
+) -> None:
+    """live = base + v with |v / scale|_2 <= eta; with `sphere` exactly eta wherever v is not zero.
+
+    scale float32 [D], none: 1.
+    """
     shift = weights.live - weights.base
-    norm = shift.norm()
+    norm = (shift if scale is None else shift / scale).norm()
     factor = eta / norm.clamp_min(1e-30)
     weights.live.copy_(weights.base + shift * (factor if sphere else factor.clamp_max(1.0)))
+
+
+def shift_between(before: nn.Module, after: nn.Module) -> Tensor:
+    """By how much the parameters were moved, float32 [D] in the layout of FlatParameters."""
+    return flattened(list(after.parameters())) - flattened(list(before.parameters()))
 
 
 def recover(
@@ -52,10 +63,14 @@ def recover(
     eta: float,
     config: RecoveryConfig,
     *,
+    scale: Tensor | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
-    """A copy of `model`, its parameters moved by at most eta to fit the clean pictures `aux`."""
+    """A copy of `model`, its parameters moved by at most eta to fit the clean pictures `aux`.
+
+    BatchNorm statistics are those that `model` has.
+    """
     c = config
     model = copy.deepcopy(model).float().to(aux.device).requires_grad_(True)
     weights = FlatParameters(model)
@@ -71,14 +86,20 @@ def recover(
             train_step(model, optimizer, to_input(x), y, precision=c.precision, clip=c.clip)
             schedule.step()
             with torch.no_grad():
-                project(weights, eta, c.sphere)
+                project(weights, eta, c.sphere, scale)
         progress(epoch + 1, c.epochs)
     return model.eval()
 
 
 @torch.no_grad()
 def random_search(
-    model: nn.Module, aux: ImageDataset, eta: float, config: RecoveryConfig, *, seed: int = 0
+    model: nn.Module,
+    aux: ImageDataset,
+    eta: float,
+    config: RecoveryConfig,
+    *,
+    scale: Tensor | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """The best on `aux` of `model` and of `tries` copies moved by eta in a random direction."""
     model = copy.deepcopy(model).float().to(aux.device).requires_grad_(False).eval()
@@ -86,8 +107,9 @@ def random_search(
     best = accuracy(model, batches(aux, TEST_BATCH), precision=config.precision)
     best_weights = weights.base
     for draw in range(config.tries):
-        weights.perturb(1.0, seed=seed, purpose=WEIGHTS_ATTACK, draw=draw)
-        project(weights, eta, sphere=True)
+        weights.perturb(1.0, seed=seed, purpose=WEIGHTS_ATTACK, draw=draw, scale=scale)
+        weights.live.copy_(flattened(list(model.parameters())))  # no noise in the padding
+        project(weights, eta, sphere=True, scale=scale)
         percent = accuracy(model, batches(aux, TEST_BATCH), precision=config.precision)
         if percent > best:
             best, best_weights = percent, weights.live.clone()
