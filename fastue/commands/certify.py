@@ -424,7 +424,7 @@ def _certify(
     watch = Watch(declared, logged, asked)
     draws = range(n) if asked_draws is None else asked_draws
     missing_draws = [draw for draw in draws if draw not in logged]
-    if (share := missing_draws[rank::ranks]) and not watch.answered:
+    if (share := missing_draws[rank::ranks]) and not watch.answer:
         with logs.DrawLog(out, f"r{rank}", header) as log:
             _make_draws(sampler, share, log, watch, progress)
     distributed.barrier()
@@ -433,7 +433,7 @@ def _certify(
     logged, _ = logs.read(out, header)
     if len(logged) < n and asked_draws is not None:
         return None  # the rest is made elsewhere, and merged
-    return _conclude(out, declared, logged, watch.answer(), sampler)
+    return _conclude(out, declared, logged, watch.words(), sampler)
 
 
 def _make_draws(
@@ -441,11 +441,11 @@ def _make_draws(
 ) -> None:
     """Logged in groups: reading a count back from a GPU waits for it, once a group."""
     done, size = 0, 1
-    while done < len(draws) and not watch.answered:
+    while done < len(draws) and not watch.answer:
         start = time.monotonic()
         group = draws[done : done + size]
-        counts = dict(zip(group, sampler.counts(group).tolist(), strict=True))
-        log.append(counts)
+        counts = sampler.counts(group).tolist()
+        log.append(dict(zip(group, counts, strict=True)))
         done += len(group)
         seconds_a_draw = max((time.monotonic() - start) / len(group), 1e-9)
         size = max(1, min(2 * size, int(_LOG_SECONDS / seconds_a_draw)))

@@ -1,6 +1,7 @@
 """What is chosen beforehand, and what is said of it afterwards."""
 
 import math
+import re
 
 import pytest
 
@@ -130,9 +131,17 @@ def test_more_draws_never_raise_an_anytime_bound():
 def test_what_abstains_is_told_and_what_it_needs():
     document = certificate_document(declared(), {d: COUNTS[d] for d in range(60)})
     (line,) = [part for part in document["statement"].splitlines() if "too few for" in part]
-    assert "q = 0.9: eta 0.01 (needs 86), 0.05 (needs 178)" in line
-    whole = certificate_document(declared(), {d: COUNTS[d % 400] for d in range(178)})
-    assert "too few" not in whole["statement"]
+    (needs,) = re.findall(r"q = 0.9: eta 0.01 \(needs (\d+)\), 0.05 \(needs (\d+)\)", line)
+    assert 60 < int(needs[0]) < int(needs[1])
+    for n in map(int, needs):
+        enough = certificate_document(declared(), {d: COUNTS[d] for d in range(n)})
+        few = certificate_document(declared(), {d: COUNTS[d] for d in range(n - 1)})
+        assert len(abstained(enough)) == len(abstained(few)) - 1
+    assert "too few" not in enough["statement"]
+
+
+def abstained(document) -> list[dict]:
+    return [c for c in document["certificates"] if c["correct"] is None]
 
 
 def test_no_draws_certify_nothing():
