@@ -63,14 +63,18 @@ def is_conv_bn(part: nn.Module) -> bool:
 
 
 def network(name: str, data: ImageDataset) -> nn.Module:
-    """With statistics of its own; what is added to a variance is too little to be rescaled."""
+    """Trained a little; what is added to a variance is too little to be rescaled."""
     torch.manual_seed(1)
     model = LibraryNet() if name == "library" else models.build(name, 4, seed=1)
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.eps, part.momentum = 1e-30, None
-    with torch.no_grad():
-        model.train()(to_input(data.images))
+            part.eps, part.momentum = 1e-30, 0.3
+    optimizer, x = torch.optim.Adam(model.parameters(), 0.01), to_input(data.images)
+    model.train()
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), data.labels).backward()
+        optimizer.step()
     return model.eval()
 
 
@@ -87,7 +91,7 @@ def rescaled(model: nn.Module, factor) -> nn.Module:
     return model
 
 
-def drawn(model, data, bn, scale, sigma=0.5, draws=16) -> np.ndarray:
+def drawn(model, data, bn, scale, sigma=0.4, draws=12) -> np.ndarray:
     sampler = Sampler(model, data, Smoothing(sigma, seed=3, bn=bn, scale=scale))
     return sampler.counts(range(draws)).numpy()
 
@@ -101,9 +105,9 @@ def two_to_the(low: int, high: int):
 @pytest.mark.parametrize("name", ["cnn-w8", "library"])
 def test_rescaled_filters_have_the_same_draws(name, bn, tiny):
     data = tiny(20, 2, contrast=18)
-    model = network(name, data)
+    model = network(name, tiny(20, 1, contrast=18))
     plain = drawn(model, data, bn, "canonical")
-    assert len(set(plain.tolist())) > 2  # else the comparison would prove little
+    assert len(set(plain.tolist())) > 3  # else the comparison would prove little
     exact = rescaled(model, two_to_the(-3, 4))  # no rounding: not one picture may differ
     assert (drawn(exact, data, bn, "canonical") == plain).all()
     generator = torch.Generator().manual_seed(2)
@@ -113,8 +117,8 @@ def test_rescaled_filters_have_the_same_draws(name, bn, tiny):
     ):
         other = rescaled(model, factor)
         assert np.abs(drawn(other, data, bn, "canonical") - plain).max() <= 1
-    raw = drawn(model, data, bn, "raw")
-    assert np.abs(drawn(exact, data, bn, "raw") - raw).max() > 1
+    raw = drawn(model, data, bn, "raw", 0.1)
+    assert np.abs(drawn(exact, data, bn, "raw", 0.1) - raw).max() > 1
 
 
 def test_which_filters_enter_a_batchnorm(tiny):
