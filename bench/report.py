@@ -20,6 +20,21 @@ NO_GPU = """## GPU
 Not measured on a GPU. On a machine with one, `python -m bench.ops`, `python -m bench.methods` and
 `python -m bench.certify` add the rows.
 """
+NOTES = {
+    "certify": """`tuned` is competent PyTorch for the same draws, `times_tuned` is over it in the same arithmetic,
+`cpu_s` are seconds of all cores. A CPU without AVX-512 and AMX runs oneDNN's convolutions on both
+sides: what fastue can win there is the ReLU inside of them, the noise, the folding and autograd's
+time. Whether its own kernels reach 1.8 times tuned on ResNet-18 in float32, and 1.5 times in bf16
+on AMX, is not measured: `python -m bench.certify --pictures 500` on such a machine adds the rows.
+
+""",
+    "grouped": """Several noisy copies as grouped convolutions on one core, against one copy after the other
+(`times_one_by_one`, of `cpu_ms`). More copies a launch win nothing on a CPU, so draws are not
+batched: a core has a draw of its own. On a GPU, where launches bound small networks, they may;
+nothing is measured there, and `fastue certify --compile` already replays a CUDA graph a batch.
+
+""",
+}
 TITLES = {
     "methods": "Methods, a whole EMN iteration",
     "certify": "Certify, seconds for a noisy copy of a network",
@@ -64,7 +79,7 @@ def table(rows: list[dict], columns: tuple[str, ...]) -> str:
 
 
 def main() -> None:
-    text, gpu = HEAD, False
+    text, gpu, notes = HEAD, False, dict(NOTES)
     for path in sorted(RESULTS.glob("*.csv")):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -76,6 +91,7 @@ def main() -> None:
         text += f"## {TITLES.get(kind, 'Ops')}: {first['device']}\n\n"
         text += f"{first['threads']} threads, torch {first['torch']}, triton {first['triton'] or 'not installed'}, "
         text += f"{first['time'][:10]}\n\n"
+        text += notes.pop(kind, "")  # once
         if kind == "methods":
             text += table(last_run(rows, ("arch", "pictures", "steps", "mode")), METHODS)
         elif kind == "certify":

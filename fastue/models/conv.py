@@ -54,6 +54,8 @@ class FoldedConv(nn.Module):
         weight, bias, settings = self.weight, self.bias, self.settings
         op = _kernel(x, x.dtype, weight, settings)
         if op or _onednn_takes(x, settings, residual):
+            if not torch.is_grad_enabled():  # autograd's own time counts in small networks
+                return _convolved(x, weight, bias, residual, settings, relu, op)[0]
             return _Convolution.apply(x, weight, bias, residual, settings, relu, op)
         y = F.conv2d(x, weight, bias.to(x.dtype), *settings)
         if residual is not None:
@@ -129,19 +131,22 @@ def _onednn(x, weight, bias, residual, settings, relu):
     )
 
 
-class _Convolution(torch.autograd.Function):
-    """By the op of fastue that `op` names, by oneDNN where it is None."""
+def _convolved(x, weight, bias, residual, settings, relu, op):
+    """The output, and the weight as it was taken. By the op of fastue that `op` names, by oneDNN
+    where it is None."""
+    # Few channels are not worth transforming; on the way back, where they are many, they are.
+    few = op == "conv3x3" and x.shape[1] < 16
+    if not op or few:
+        return _onednn(x, weight, bias, residual, settings, relu), weight
+    weight = weight.to(x.dtype, memory_format=torch.channels_last)
+    bias = bias if bias is None else bias.float()
+    return _ours(op, x, weight, settings, bias=bias, residual=residual, relu=relu), weight
 
+
+class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, residual, settings, relu, op):
-        # Few channels are not worth transforming; on the way back, where they are many, they are.
-        few = op == "conv3x3" and x.shape[1] < 16
-        if op and not few:
-            weight = weight.to(x.dtype, memory_format=torch.channels_last)
-            bias = bias if bias is None else bias.float()
-            y = _ours(op, x, weight, settings, bias=bias, residual=residual, relu=relu)
-        else:
-            y = _onednn(x, weight, bias, residual, settings, relu)
+        y, weight = _convolved(x, weight, bias, residual, settings, relu, op)
         x_needed = ctx.needs_input_grad[1] or not op
         ctx.save_for_backward(x if x_needed else None, weight, y if relu else None)
         ctx.constants = settings, op, x.shape[2:]
