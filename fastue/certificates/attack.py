@@ -28,6 +28,7 @@ _WIDTH = 0.2  # of the stand-in, in root mean square margins
 _STEP = 0.3  # of the radius, falling to 0
 _PICTURES = 512  # of a noisy copy's gradient
 _SELECT, _MEASURE = 1 << 30, 1 << 31  # where the draws of these uses begin; gradients' from 0 on
+FRESH = 300  # draws that a lower bound is made from
 _INSIDE = 1 - 1e-6  # of the radius: float32 must not leave the ball
 
 
@@ -41,10 +42,10 @@ def press(
     steps: int = 32,
     copies: int = 4,
     selection: int = 64,
-    fresh: int = 300,
+    fresh: int = FRESH,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:
-    """What a shift within each radius reaches: rows of eta, q, accuracy, confidence.
+    """What a shift within each radius reaches: rows of eta, q and "reached", right answers.
 
     etas      radii |v / scale|_2; the direction is found at the largest
     counted   {draw: right answers} of the certificate's draws, for the score's start; may be empty
@@ -52,9 +53,9 @@ def press(
     selection draws that candidates are compared on, the same for all
     fresh     draws that the chosen one is measured on, for each eta
 
-    `accuracy` is in percent, the q-quantile of the noisy networks around the shifted weights is at
-    least that: all rows together with probability 1-alpha, which is their `confidence`. None where
-    `fresh` draws are too few to say anything. A function of its arguments and sampler.seed. Costs
+    The q-quantile of the noisy networks around the shifted weights is at least "reached", in all rows
+    together with probability 1-alpha. None where `fresh` draws are too few to say anything. A
+    function of its arguments and sampler.seed. Costs
     about 6 * steps * copies * min(1, 512 / pictures) draws for the direction, 3 * selection for the
     choice and fresh * etas for the rows.
     """
@@ -69,19 +70,27 @@ def press(
     direction = torch.zeros_like(sampler.weights.base)
     if max(etas) > 0:
         direction = _found(sampler, max(etas), counted, steps, copies, selection, step)
-    rows, reached = [], dict.fromkeys(qs, -1)
+    rows, best = [], dict.fromkeys(qs)
     for eta in sorted(etas):
         around = sampler.moved(shift(sampler, direction, eta)) if eta > 0 else sampler
-        numbers = range(_MEASURE, _MEASURE + fresh)
-        counts = around.counts(numbers, purpose=WEIGHTS_ATTACK).tolist()
-        for q in qs:
-            lower = bounds.quantile_lower(counts, q, alpha / (len(etas) * len(qs)))
+        for q, lower in lower_bounds(around, qs, alpha / len(etas), fresh).items():
             # What a smaller ball holds, a larger one holds.
-            reached[q] = max(reached[q], -1 if lower is None else lower)
-            percent = 100 * reached[q] / len(sampler.data) if reached[q] >= 0 else None
-            rows.append({"eta": eta, "q": q, "accuracy": percent, "confidence": 1 - alpha})
+            best[q] = max((one for one in (best[q], lower) if one is not None), default=None)
+            rows.append({"eta": eta, "q": q, "reached": best[q]})
         step()
     return rows
+
+
+def lower_bounds(
+    sampler: Sampler, qs: Sequence[float], alpha: float, fresh: int = FRESH
+) -> dict[float, int | None]:
+    """Lower bounds of the quantiles of its counts, all together with probability 1-alpha.
+
+    From `fresh` draws that nothing else is made of. None where they are too few.
+    """
+    draws = range(_MEASURE, _MEASURE + fresh)
+    counts = sampler.counts(draws, purpose=WEIGHTS_ATTACK).tolist()
+    return {q: bounds.quantile_lower(counts, q, alpha / len(qs)) for q in qs}
 
 
 def shift(sampler: Sampler, direction: Tensor, eta: float) -> Tensor:

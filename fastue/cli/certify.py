@@ -148,7 +148,9 @@ def run(args) -> int:
         return 0
     _show(certified)
     if args.attack:
-        print(command.attack(certified, aux=args.aux, size=args.size, progress=progress.update))
+        print(
+            command.attack(certified, **_arguments(command.attack, args), progress=progress.update)
+        )
     return 0
 
 

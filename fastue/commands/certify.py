@@ -17,6 +17,7 @@ from torch import nn
 from fastue import distributed
 from fastue.certificates import bounds
 from fastue.certificates import draws as logs
+from fastue.certificates.attack import lower_bounds, press
 from fastue.certificates.claim import (
     DRAWS,
     Claim,
@@ -46,11 +47,11 @@ from fastue.data.sources import open_dataset
 from fastue.data.verify import open_protected
 from fastue.models import saved
 from fastue.models.training import resolve_device, resolve_precision
-from fastue.victims.recovery import RecoveryConfig, random_search
-from fastue.victims.recovery import recover as sgd_recover
+from fastue.victims.recovery import RecoveryConfig, random_search, recover, shift_between
 from fastue.victims.train import VictimConfig, check_pair, fit
 
-ATTACKS = {"sgd": sgd_recover, "random": random_search}
+RECOVERIES = {"sgd": recover, "random": random_search}
+_ATTACK_ALPHA = 0.01  # of all lower bounds of an attack together
 _LOG_SECONDS = 5.0  # a kill loses about so much work, and an answer comes so late
 
 Progress = Callable[[str, int, int, dict], None]  # (phase, done, total, what else to print)
@@ -334,21 +335,60 @@ def attack(
     certified: Certified,
     *,
     aux: str | Path | ImageDataset | None = None,
+    compat: str = "none",
     size: int | None = None,
-    config: RecoveryConfig | None = None,
     progress: Progress = _silent,
 ) -> str:
     """Press against a certificate within each eta, and put what comes out beside it.
 
     The attack climbs the smoothed gradient on the counted pictures themselves; with `aux`, clean
     pictures (or "oracle": the counted ones), weights are recovered from those as well, by projected
-    SGD and by random search. All is judged by the very classifier that was certified: lower bounds
+    SGD and by random search (compat="pue2025": as published, on the sphere and with BatchNorm
+    statistics that move meanwhile). All is judged by the very classifier that was certified: lower bounds
     of the q-quantile of its noisy copies around the shifted weights, with confidence 99 % for all
     rows together. Written to attack.json, and into certificate.png.
     """
     if certified.sampler is None:
         raise UsageError("--attack: merged draws come without a network; attack in a run with one")
-    return attack_table([], 1)
+    sampler, document = certified.sampler, certified.document
+    qs, etas = document["claim"]["q"], document["claim"]["eta"]
+    learn_from = sampler.data
+    if aux not in (None, "oracle"):
+        learn_from = _clean_pictures(aux, None, size).to(sampler.data.device)
+        check_pair(learn_from, sampler.data)
+    recoveries = {} if aux is None else RECOVERIES
+    alpha = _ATTACK_ALPHA / (1 + len(recoveries))
+    rows = press(
+        sampler,
+        etas,
+        qs,
+        alpha=alpha,
+        counted={} if document["missing"] else dict(enumerate(document["correct"])),
+        progress=lambda done, total: progress("attack", done, total, {}),
+    )
+    rows = [{"attack": "ascent", **row} for row in rows]
+    network, published = sampler.network(), compat == "pue2025"
+    config = RecoveryConfig(sphere=published, free_statistics=published)
+    for number, eta in enumerate(etas):
+        for name, recovery in recoveries.items():
+            moved = recovery(network, learn_from, eta, config, scale=sampler.scale)
+            around = sampler.moved(shift_between(network, moved))
+            noiseless = around.noiseless()
+            for q, reached in lower_bounds(around, qs, alpha / len(etas)).items():
+                row = {"attack": name, "eta": eta, "q": q, "reached": reached}
+                rows.append({**row, "noiseless": noiseless})
+        progress("recovery", number + 1, len(etas), {})
+    certificate = {(c["q"], c["eta"]): c["correct"] for c in document["certificates"]}
+    for row in rows:
+        row["certified"] = certificate[row["q"], row["eta"]]
+    rows.sort(key=lambda row: (etas.index(row["eta"]), qs.index(row["q"])))
+    out = certified.files[0].parent
+    source = aux.source if isinstance(aux, ImageDataset) else aux and str(aux)
+    content = {"aux": source, "alpha": _ATTACK_ALPHA, "total": document["total"], "rows": rows}
+    atomic_write_json(out / "attack.json", content)
+    if image := plot(document, rows):
+        atomic_write_bytes(out / "certificate.png", image)
+    return attack_table(rows, document["total"])
 
 
 def _clean_pictures(

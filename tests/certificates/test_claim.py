@@ -1,5 +1,6 @@
 """What is chosen beforehand, and what is said of it afterwards."""
 
+import itertools
 import math
 import re
 
@@ -125,7 +126,8 @@ def test_more_draws_never_raise_an_anytime_bound():
     for n in (50, 100, 200, 400):
         document = certificate_document(declared(), {d: COUNTS[d] for d in range(n)})
         bounds.append([c["correct"] or 200 for c in document["certificates"]])
-    assert all(a >= b for before, after in zip(bounds, bounds[1:]) for a, b in zip(before, after))
+    for before, after in itertools.pairwise(bounds):
+        assert all(a >= b for a, b in zip(before, after, strict=True))
 
 
 def test_what_abstains_is_told_and_what_it_needs():
