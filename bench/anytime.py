@@ -13,6 +13,7 @@ from fastue.certificates import anytime, bounds
 
 TOTAL, N, ALPHA, TRIALS = 2000, 1000, 0.01, 100
 QS, ETAS = (0.5, 0.9), (0.04, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)  # of sigma
+GAPS = (-4, -2, -1, 1, 2, 4)  # points
 
 
 def beta_binomial(mean: float, sd: float, shape: int | tuple, random) -> np.ndarray:
@@ -36,7 +37,7 @@ LAWS = {
 
 
 def prices(law, trials: int = TRIALS) -> tuple[np.ndarray, np.ndarray]:
-    """Mean price at each (q, eta), NaN where one side abstains, and the median fixed bound."""
+    """Mean price at each (q, eta), NaN where either side abstains, and the median fixed bound."""
     random, levels = np.random.default_rng(0), bounds.grid_levels(QS, ETAS, 1.0)
     price, fixed = [], []
     for _ in range(trials):
@@ -58,7 +59,8 @@ def price_table() -> None:
         for row, q in enumerate(QS):
             part = slice(row * len(ETAS), (row + 1) * len(ETAS))
             cells = zip(price[part], fixed[part], strict=True)
-            print(f"q = {q:<5g} " + " ".join(f"{p:5.2f} ({f:5.2f})" for p, f in cells))
+            text = [f"{p:5.2f} ({f:5.2f})" if p == p else f"{'-':>13}" for p, f in cells]
+            print(f"q = {q:<5g} " + " ".join(text))
 
 
 def prior_table() -> None:
@@ -83,9 +85,6 @@ def question_table() -> None:
         quantile = int(sample[math.ceil(level * len(sample)) - 1])
         cells = [_decided(level, quantile + round(gap * TOTAL / 100), gap) for gap in GAPS]
         print(f"eta = {eta:<4g} sigma       " + " ".join(f"{cell:>13}" for cell in cells))
-
-
-GAPS = (-4, -2, -1, 1, 2, 4)
 
 
 def _decided(level: float, tau: int, gap: float) -> str:

@@ -294,16 +294,15 @@ def log_e_value(successes: ArrayLike, failures: ArrayLike, level: float) -> floa
 
     A supermartingale from 1 wherever the true probability is `level` or less, since then it is one
     for every such p. It grows with successes and falls with failures; -inf where it underflows. The
-    prior is Beta(w level, w (1-level)), w = `PRIOR_DRAWS`, cut to (level, 1). Any is sound; a heavier
-    one is a little better after many draws and needs more of them where all succeed (`python -m
-    bench.anytime`).
+    prior is Beta(w level, w (1-level)), w = `PRIOR_DRAWS`, cut to (level, 1). Any is sound; a
+    heavier one is a little better after many draws and needs more of them where all succeed
+    (`python -m bench.anytime`).
     """
     s, f = np.asarray(successes, float), np.asarray(failures, float)
     a, b = PRIOR_DRAWS * level, PRIOR_DRAWS * (1 - level)
 
-    def log_mass(
-        a: ArrayLike, b: ArrayLike
-    ) -> np.ndarray:  # of p^(a-1) (1-p)^(b-1) over (level, 1)
+    # Of p^(a-1) (1-p)^(b-1) over (level, 1).
+    def log_mass(a: ArrayLike, b: ArrayLike) -> np.ndarray:
         return betaln(a, b) + np.log(betaincc(a, b, level))
 
     with np.errstate(divide="ignore"):

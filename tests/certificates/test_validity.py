@@ -255,7 +255,7 @@ def test_decision_rarely_decides_wrongly(eta, trials, looks):
 
 
 @pytest.mark.parametrize(
-    "eta, truth, low, high", [(1e-3, 0.99, 55, 80), (0.1, 0.99, 130, 240), (0.2, 0.999, 300, 400)]
+    "eta, truth, low, high", [(1e-3, 0.99, 55, 80), (0.1, 0.99, 130, 240), (0.2, 0.999, 250, 300)]
 )
 def test_decision_decides_early_where_it_is_true(eta, truth, low, high):
     random, level = np.random.default_rng(13), shifted_level(0.9, eta, 0.25)
