@@ -304,8 +304,8 @@ def test_labels_for_an_unsorted_folder(surrogate, tmp_path):
         (flat / name).write_bytes(path.read_bytes())
         table.append(f"{name},{path.parent.name}")
     (tmp_path / "labels.csv").write_text("\n".join(table))
-    assert certify(surrogate, tmp_path / "sorted", n=5) == 0
-    labels = f"--labels {tmp_path / 'labels.csv'}"
+    assert certify(surrogate, tmp_path / "sorted", "--compat pue2025", n=5) == 0
+    labels = f"--compat pue2025 --labels {tmp_path / 'labels.csv'}"
     assert certify((network, flat), tmp_path / "unsorted", labels, n=5) == 0
     counts = [document(tmp_path / name)["correct"] for name in ("sorted", "unsorted")]
     assert counts[0] == counts[1] and len(set(counts[0])) > 1
