@@ -76,10 +76,11 @@ class Sampler:
         self.scale = None
         if config.scale != "raw":
             self.scale = parameter_scale(self.model, few, config.scale)
-        self.identity = self._identity(images)
+        pictures = _picture_digests(self.data)
+        self.identity = self._identity(images, pictures)
         made = int(_sha256(f"{self.identity} {claim}")[:16], 16)
         self.seed = made if config.seed is None else config.seed
-        self.digest = self._digest(claim)
+        self.digest = self._digest(claim, pictures)
         self.weights = FlatParameters(self.model)
         if config.bn == "frozen-noisy":
             # Without the claim: one classifier, and nobody may look for a copy that suits.
@@ -177,13 +178,13 @@ class Sampler:
             )
         return images[torch.tensor(apart, device=data.device)]
 
-    def _identity(self, statistics: Tensor | None) -> str:
-        """Without what only rounds (batch, device, versions): it makes the seed, and nobody may
-        look for a rounding whose draws suit.
+    def _identity(self, statistics: Tensor | None, pictures: list[str]) -> str:
+        """Without what only rounds (batch, device, versions) or names: it makes the seed, and
+        nobody may look for a name, an order or a rounding whose draws suit.
         """
         described = {
             "weights": weights_digest(self.model),
-            "pictures": self.data.fingerprint(),
+            "pictures": sorted(pictures),
             "statistics": None if statistics is None else _tensor_digest(statistics),
             "scale": None if self.scale is None else _tensor_digest(self.scale),
             "sigma": self.config.sigma,
@@ -193,7 +194,7 @@ class Sampler:
         }
         return _sha256(json.dumps(described, sort_keys=True))
 
-    def _digest(self, claim: str) -> str:
+    def _digest(self, claim: str, pictures: list[str]) -> str:
         # Other kernels round otherwise: their draws are not mixed.
         device = self.data.device
         fp32 = self.config.arithmetic == "fp32"
@@ -206,6 +207,7 @@ class Sampler:
         )
         described = {
             "identity": self.identity,
+            "pictures": pictures,  # in their order: batches may round by it
             "claim": claim,
             "seed": self.seed,
             "batch": self.config.batch,
@@ -294,6 +296,15 @@ def _sha256(text: str) -> str:
 def _tensor_digest(tensor: Tensor) -> str:
     head = f"{list(tensor.shape)} {tensor.dtype}".encode()
     return hashlib.sha256(head + tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _picture_digests(data: ImageDataset) -> list[str]:
+    """sha256 (hex) of each picture and its label."""
+    digests = []
+    for x, y, _ in batches(data, 1000):
+        for pixels, label in zip(_pixels(x), y.tolist(), strict=True):
+            digests.append(hashlib.sha256(pixels + b" %d" % label).hexdigest())
+    return digests
 
 
 def _pixels(images: Tensor) -> list[bytes]:

@@ -240,6 +240,9 @@ def test_the_seed_comes_from_what_is_certified(trained):
     rounded = Sampler(model, data, Smoothing(SIGMA, batch=7))
     assert (rounded.identity, rounded.seed) == (plain.identity, plain.seed)
     assert rounded.digest != plain.digest
+    backwards = data.subset(range(len(data))[::-1])
+    renamed = replace(backwards, ids=[f"x{i}" for i in range(len(data))])
+    assert Sampler(model, renamed, Smoothing(SIGMA)).seed == plain.seed
     claimed = Sampler(model, data, Smoothing(SIGMA), claim="q 0.9")
     assert claimed.identity == plain.identity and claimed.seed != plain.seed
     assert Sampler(model, data, Smoothing(SIGMA, seed=7), claim="q 0.9").seed == 7
