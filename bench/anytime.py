@@ -36,12 +36,12 @@ LAWS = {
 }
 
 
-def prices(law, trials: int = TRIALS) -> tuple[np.ndarray, np.ndarray]:
+def prices(law, trials: int = TRIALS, n: int = N) -> tuple[np.ndarray, np.ndarray]:
     """Mean price at each (q, eta), NaN where either side abstains, and the median fixed bound."""
     random, levels = np.random.default_rng(0), bounds.grid_levels(QS, ETAS, 1.0)
     price, fixed = [], []
     for _ in range(trials):
-        counts = law(N, random)
+        counts = law(n, random)
         watched = anytime.AnytimeBounds(levels, TOTAL, ALPHA)
         watched.update(counts)
         declared = bounds.certify(counts, TOTAL, q=QS, eta=ETAS, sigma=1.0, alpha=ALPHA)
@@ -64,13 +64,15 @@ def price_table() -> None:
 
 
 def prior_table() -> None:
-    print("\nprior's weight: mean price in points of the second law, draws needed at q = 0.9")
+    print("\nprior's weight: mean price in points of the second law at 3,000 and at 300 draws, and")
+    print("draws needed at q = 0.9")
     weight = bounds.PRIOR_DRAWS
     for bounds.PRIOR_DRAWS in (3, 10, 30, 100):
         anytime.allowed_failures.cache_clear()
-        price, _ = prices(LAWS["beta-binomial, 40 %, sd 2"], 20)
+        law = LAWS["beta-binomial, 40 %, sd 2"]
+        means = [np.nanmean(prices(law, 20, n)[0]) for n in (3000, 300)]
         needed = bounds.needed_draws(QS, ETAS, 1.0, ALPHA)[len(ETAS) :]
-        print(f"{bounds.PRIOR_DRAWS:5d}  {np.nanmean(price):.3f}  {[int(n) for n in needed]}")
+        print(f"{bounds.PRIOR_DRAWS:5d}  {means[0]:.3f} {means[1]:.3f}  {[int(n) for n in needed]}")
     bounds.PRIOR_DRAWS = weight
     anytime.allowed_failures.cache_clear()
 
