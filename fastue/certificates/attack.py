@@ -39,7 +39,7 @@ def press(
     *,
     alpha: float,
     counted: Mapping[int, int],
-    steps: int = 32,
+    steps: int = 16,
     copies: int = 4,
     selection: int = 64,
     fresh: int = FRESH,
