@@ -29,9 +29,9 @@ on AMX, is not measured: `python -m bench.certify --pictures 500` on such a mach
 
 """,
     "grouped": """Several noisy copies as grouped convolutions on one core, against one copy after the other
-(`times_one_by_one`, of `cpu_ms`). More copies a launch win nothing on a CPU, so draws are not
+(`times_one_by_one`, of `cpu_ms`). More copies a launch lose on this CPU, so draws are not
 batched: a core has a draw of its own. On a GPU, where launches bound small networks, they may;
-nothing is measured there, and `fastue certify --compile` already replays a CUDA graph a batch.
+nothing is measured there, and `fastue certify --compile` asks for CUDA graphs, which launch faster.
 
 """,
 }
