@@ -93,9 +93,10 @@ def _decided(level: float, tau: int, gap: float) -> str:
     random, draws, right = np.random.default_rng(2), [], 0
     for _ in range(TRIALS):
         decision = anytime.Decision(level, tau, ALPHA)
-        answer = decision.update(LAWS["beta-binomial, 40 %, sd 2"](20_000, random))
-        draws.append(decision.draws if answer else math.inf)
-        right += answer == ("yes" if gap > 0 else "no")
+        while decision.answer is None and decision.draws < 20_000:
+            decision.update(LAWS["beta-binomial, 40 %, sd 2"](200, random))
+        draws.append(decision.draws if decision.answer else math.inf)
+        right += decision.answer == ("yes" if gap > 0 else "no")
     return f"{np.median(draws):g} ({100 * right / TRIALS:g} %)"
 
 
