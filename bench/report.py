@@ -26,19 +26,14 @@ NOTES = {
 sides: what fastue can win there is the ReLU inside of them, the noise, the folding and autograd's
 time. Whether its own kernels reach 1.8 times tuned on ResNet-18 in float32, and 1.5 times in bf16
 on AMX, is not measured: `python -m bench.certify --pictures 500` on such a machine adds the rows.
-
-""",
-    "grouped": """Several noisy copies as grouped convolutions on one core, against one copy after the other
-(`times_one_by_one`, of `cpu_ms`). More copies a launch lose on this CPU, so draws are not
-batched: a core has a draw of its own. On a GPU, where launches bound small networks, they may;
-nothing is measured there, and `fastue certify --compile` asks for CUDA graphs, which launch faster.
+Several copies of a small network as grouped convolutions were slower than one after the other on
+this CPU, so a core has a draw of its own; on a GPU `--compile` asks for CUDA graphs.
 
 """,
 }
 TITLES = {
     "methods": "Methods, a whole EMN iteration",
     "certify": "Certify, seconds for a noisy copy of a network",
-    "grouped": "Several copies of a small network in one launch",
 }
 OPS = (
     "op", "case", "dtype", "backend", "p50_ms", "GB_per_s", "percent_of_copy", "times_chain", "times_reference",
@@ -52,9 +47,6 @@ METHODS = (
 CERTIFY = (
     "side", "arch", "arithmetic", "compiled", "pictures", "sigma", "draws", "rounds", "p50_s", "cpu_s",
     "times_published", "times_tuned", "GFLOP_per_s", "matmul_GFLOP_per_s", "counts", "load", "commit",
-)  # fmt: skip
-GROUPED = (
-    "arch", "pictures", "copies", "way", "rounds", "p50_ms", "cpu_ms", "times_one_by_one", "load", "commit",
 )  # fmt: skip
 
 
@@ -96,8 +88,6 @@ def main() -> None:
             text += table(last_run(rows, ("arch", "pictures", "steps", "mode")), METHODS)
         elif kind == "certify":
             text += table(last_run(rows, ("arch", "pictures")), CERTIFY)
-        elif kind == "grouped":
-            text += table(newest(rows, ("arch", "pictures", "copies", "way")), GROUPED)
         else:
             text += table(newest(rows, ("op", "case", "dtype", "backend")), OPS)
     PAGE.write_text(text if gpu else text + NO_GPU)

@@ -479,8 +479,10 @@ def _certify(
 def _make_draws(
     sampler: Sampler, draws: Sequence[int], log: logs.DrawLog, watch: Watch, progress: Progress
 ) -> None:
-    """Logged in groups: reading a count back from a GPU waits for it, once a group."""
-    done, size = 0, 1
+    """Logged in groups: reading a count back from a GPU waits for it, once a group. On a CPU a core
+    takes whole draws, so that a group suits their number."""
+    cores = torch.get_num_threads() if sampler.data.device.type == "cpu" else 1
+    done, size = 0, cores
     while done < len(draws) and not watch.answer:
         start = time.monotonic()
         group = draws[done : done + size]
@@ -488,7 +490,8 @@ def _make_draws(
         log.append(dict(zip(group, counts, strict=True)))
         done += len(group)
         seconds_a_draw = max((time.monotonic() - start) / len(group), 1e-9)
-        size = max(1, min(2 * size, int(_LOG_SECONDS / seconds_a_draw)))
+        size = min(2 * size, int(_LOG_SECONDS / seconds_a_draw))
+        size = max(1, size // cores) * cores
         progress("draws", done, len(draws), watch.look(counts))
 
 

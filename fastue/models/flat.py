@@ -63,7 +63,7 @@ class FlatParameters:
         weight_noise(
             base,
             self.table,
-            torch.tensor([draw], device=self.live.device),
+            torch.full((1,), draw, device=self.live.device),  # a tensor of Python's waits for a GPU
             sigma=sigma,
             seed=(seed + (1 << 63)) % (1 << 64) - (1 << 63),  # the op's 64 bits have a sign
             purpose=purpose,
