@@ -8,19 +8,24 @@ _CHANCE = {"color": "black", "lw": 0.8, "ls": ":", "label": "chance"}
 
 
 def plot(document: dict, attacks: Sequence[dict] = ()) -> bytes | None:
-    """PNG of three panels; None without matplotlib. `attacks`: rows of attack.json."""
+    """PNG of two panels, or three in the raw scale; None without matplotlib.
+
+    `attacks`: rows of attack.json.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    figure = Figure(figsize=(14, 4), layout="constrained", dpi=110)
+    panels = 3 if document["smoothing"]["scale"] == "raw" else 2
+    figure = Figure(figsize=(4.7 * panels, 4), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
-    _certificates(left, document, attacks)
-    _noisy_accuracies(middle, document)
-    _layers(right, document)
-    for axis in (left, middle, right):
+    axes = figure.subplots(1, panels)
+    _certificates(axes[0], document, attacks)
+    _noisy_accuracies(axes[1], document)
+    if panels == 3:  # in the canonical scale all have the same noise
+        _layers(axes[2], document)
+    for axis in axes:
         axis.grid(alpha=0.25)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

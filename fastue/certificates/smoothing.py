@@ -322,10 +322,10 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def layer_norms(model: nn.Module, sigma: float) -> list[dict]:
-    """|W| and |W| / sqrt(n) / sigma of each parameter: how strong the noise is, layer by layer.
+    """|W| and |W| / sqrt(n) / sigma of each parameter: how strong noise of the raw scale is.
 
-    The certificate changes when a layer before a BatchNorm is rescaled, though the network does
-    not: it speaks of this parameterisation, so these numbers belong to it.
+    There the certificate changes when a layer before a BatchNorm is rescaled, though the network
+    does not, so these numbers belong to it.
     """
     rows = []
     for name, p in model.named_parameters():

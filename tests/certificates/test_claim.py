@@ -3,12 +3,14 @@
 import itertools
 import math
 import re
+import warnings
 
 import pytest
 
 from fastue.certificates.claim import Claim, question, radii
 from fastue.certificates.declaration import declare
 from fastue.certificates.document import certificate_document
+from fastue.certificates.plot import plot
 from fastue.certificates.text import plan_text, table
 from fastue.core.errors import UsageError
 
@@ -166,3 +168,17 @@ def test_what_is_printed_is_never_better_than_what_holds():
     assert "33.34 % of these 3000 pictures" in words and "33.34" in table(document)
     assert "confidence 99.9999 %" in words and "at most 0.01," in words
     assert "100 % of the noisy networks" not in words
+
+
+@pytest.mark.parametrize("scale", ["raw", "canonical"])
+def test_a_radius_of_nothing_is_drawn_without_a_warning(scale):
+    settings = declared(eta=(0.0,), smoothing={"scale": scale}, layers=LAYERS)
+    document = certificate_document(settings, {d: COUNTS[d] for d in range(200)})
+    assert document["certificates"][0]["correct"] is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = [{"eta": 0.0, "q": 0.5, "reached": 100}]
+        assert plot(document, rows)[:4] == b"\x89PNG"
+
+
+LAYERS = [{"name": "a", "size": 10, "norm": 1.0, "relative": 3.0}]
