@@ -138,6 +138,8 @@ def run(args) -> int:
         return _show(command.merge(args.merge, args.out))
     if args.aux and not args.attack:
         raise UsageError("--aux: goes with --attack")
+    if args.aux not in (None, "oracle"):  # what cannot be read is found out before the draws
+        args.aux = command.clean_pictures(args.aux, size=args.size)
     progress, start = Progress("draws"), time.perf_counter()
     certified = command.certify(**_arguments(command.certify, args), progress=progress.update)
     progress.close()

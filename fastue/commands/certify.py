@@ -191,7 +191,7 @@ def certify(
     )
     statistics = None
     if bn_data is not None:
-        statistics = _clean_pictures(bn_data, None, size).to(device)
+        statistics = clean_pictures(bn_data, None, size).to(device)
         check_pair(statistics, subject.data)
     sampler = Sampler(
         subject.model,
@@ -275,7 +275,7 @@ def prepare(
     on any data set (`demo:train`), which gives the certificate of the clean originals to compare
     with.
     """
-    data = _clean_pictures(clean, labels, size).to(device)
+    data = clean_pictures(clean, labels, size).to(device)
     if surrogate is None:
         path = out / SURROGATE_FILE
         if distributed.place()[0] == 0 and not path.exists():
@@ -336,7 +336,6 @@ def attack(
     *,
     aux: str | Path | ImageDataset | None = None,
     compat: str = "none",
-    size: int | None = None,
     progress: Progress = _silent,
 ) -> str:
     """Press against a certificate within each eta, and put what comes out beside it.
@@ -344,9 +343,9 @@ def attack(
     The attack climbs the smoothed gradient on the counted pictures themselves; with `aux`, clean
     pictures (or "oracle": the counted ones), weights are recovered from those as well, by projected
     SGD and by random search (compat="pue2025": as published, on the sphere and with BatchNorm
-    statistics that move meanwhile). All is judged by the very classifier that was certified: lower bounds
-    of the q-quantile of its noisy copies around the shifted weights, with confidence 99 % for all
-    rows together. Written to attack.json, and into certificate.png.
+    statistics that move meanwhile). All is judged by the very classifier that was certified: lower
+    bounds of the q-quantile of its noisy copies around the shifted weights, with confidence 99 %
+    for all rows together. Written to attack.json, and into certificate.png.
     """
     if certified.sampler is None:
         raise UsageError("--attack: merged draws come without a network; attack in a run with one")
@@ -354,7 +353,7 @@ def attack(
     qs, etas = document["claim"]["q"], document["claim"]["eta"]
     learn_from = sampler.data
     if aux not in (None, "oracle"):
-        learn_from = _clean_pictures(aux, None, size).to(sampler.data.device)
+        learn_from = clean_pictures(aux).to(sampler.data.device)
         check_pair(learn_from, sampler.data)
     recoveries = {} if aux is None else RECOVERIES
     alpha = _ATTACK_ALPHA / (1 + len(recoveries))
@@ -391,9 +390,12 @@ def attack(
     return attack_table(rows, document["total"])
 
 
-def _clean_pictures(
-    pictures: str | Path | ImageDataset, labels: str | Path | None, size: int | None
+def clean_pictures(
+    pictures: str | Path | ImageDataset,
+    labels: str | Path | None = None,
+    size: int | None = None,
 ) -> ImageDataset:
+    """Those in files, or those given."""
     if labels is not None and not Path(labels).exists():
         raise UsageError(f"--labels {labels}: no such file")
     if not isinstance(pictures, ImageDataset):

@@ -256,6 +256,8 @@ def test_train_on_and_attack(surrogate, tiny_folder, tmp_path, capsys, monkeypat
     certified = [row for row in rows if row["certified"] is not None]
     assert certified and all(row["reached"] <= row["certified"] for row in certified)
     assert main([*words, "--aux", str(train)]) == 2
+    assert main([*words, "--attack", "--aux", "nowhere", "--N", "61"]) in (2, 3)
+    assert document(tmp_path / "a")["n"] == 60, "found out before the draws"
 
 
 def short_recovery(**arguments):
