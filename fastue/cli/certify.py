@@ -150,9 +150,10 @@ def run(args) -> int:
         return 0
     _show(certified)
     if args.attack:
-        print(
-            command.attack(certified, **_arguments(command.attack, args), progress=progress.update)
-        )
+        steps = Progress("steps")
+        found = command.attack(certified, **_arguments(command.attack, args), progress=steps.update)
+        steps.close()
+        print(found)
     return 0
 
 
