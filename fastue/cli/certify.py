@@ -55,7 +55,7 @@ def _add_claim(group) -> None:
         help=f"what sigma and eta are measured in: {', '.join(SCALES)}",
     )
     flag("--q", type=numbers, help="quantiles of noisy networks, with commas (default: 0.9)")
-    flag("--eta", type=names, default=(), help="l2 radii, or 0.4s for 0.4 sigma (default: to 1.2s)")
+    flag("--eta", type=names, default=(), help="l2 radii, or 0.4s for 0.4 sigma; none: up to 1.2s")
     flag("--alpha", type=float, default=Claim.alpha, help="1 - confidence, of all q, eta together")
     flag("--pointwise", action="store_true", help="confidence for each (q, eta) by itself")
     flag("--rule", default=Claim.rule, help=f"when it holds: {', '.join(RULES)}")
