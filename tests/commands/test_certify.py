@@ -229,7 +229,7 @@ def test_ranks_share_the_draws(surrogate, tmp_path):
 
 
 def test_plan(surrogate, capsys):
-    flags = "certify --plan --sigma 0.25 --q 0.9 --eta 0.5 --pointwise --rule fixed"
+    flags = "certify --plan --sigma 0.25 --q 0.9 --eta 0.5 --pointwise --rule fixed --N 1000"
     assert main(flags.split()) == 0
     printed = capsys.readouterr().out
     # the figures of the paper's bound
