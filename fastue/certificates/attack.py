@@ -4,9 +4,9 @@ Projected ascent of the smoothed accuracy in the certificate's own coordinates u
 short steps: a gradient's error lies where the network is sensitive, one long step along it does
 more harm than good, and the next gradients take it back. They are path-wise (through a few noisy
 copies each, of a smooth stand-in for right and wrong). It starts from theta, and from where the
-draws that were counted anyway point: sum of (count - mean) z. What it reaches is
-measured on fresh draws of the very classifier that is certified: a lower bound with a confidence
-of its own, which must not exceed the certificate.
+draws that were counted anyway point: sum of (count - mean) z. What it reaches is measured on fresh
+draws of the very classifier that is certified: a lower bound with a confidence of its own, which
+must not exceed the certificate.
 """
 
 import copy
@@ -53,11 +53,10 @@ def press(
     selection draws that candidates are compared on, the same for all
     fresh     draws that the chosen one is measured on, for each eta
 
-    The q-quantile of the noisy networks around the shifted weights is at least "reached", in all rows
-    together with probability 1-alpha. None where `fresh` draws are too few to say anything. A
-    function of its arguments and sampler.seed. Costs
-    about 6 * steps * copies * min(1, 512 / pictures) draws for the direction, 3 * selection for the
-    choice and fresh * etas for the rows.
+    The q-quantile of the noisy networks around the shifted weights is at least "reached", in all
+    rows together with probability 1-alpha. None where `fresh` draws are too few to say anything. A
+    function of its arguments and sampler.seed. Costs about 6 * steps * copies * min(1, 512 /
+    pictures) draws for the direction, 3 * selection for the choice and fresh * etas for the rows.
     """
     total = 2 * steps + len(etas)
     done = 0
